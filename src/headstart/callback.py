@@ -29,6 +29,9 @@ class Callback:
         'Shout'
     """
 
+    #: Whether this callback's hooks run after the module's, so that it sees what the module logged in them.
+    runs_after_module: bool = False
+
     @property
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint; override it where one run holds two of a class."""
@@ -82,7 +85,7 @@ class Callback:
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the step. `outputs` is what `training_step` gave, the loss detached and not scaled."""
+        """After the step. `outputs` is a dict: `"loss"`, detached and not scaled, and what else `training_step` gave."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the epoch's batches and its validation; the epoch's means are in `trainer.callback_metrics`."""

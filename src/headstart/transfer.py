@@ -54,10 +54,10 @@ def batch_size_of(batch: Any) -> int:
 def _first_length(batch: Any) -> int | None:
     if isinstance(batch, torch.Tensor):
         return batch.shape[0] if batch.ndim else 1
-    if isinstance(batch, str):
-        return len(batch)
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], str):
+        return len(batch)  # texts, not tokenized yet
     if isinstance(batch, Mapping):
-        batch = batch.values()
+        batch = list(batch.values())
     elif is_dataclass(batch) and not isinstance(batch, type):
         batch = [getattr(batch, each.name) for each in fields(batch)]
     elif not isinstance(batch, list | tuple):
