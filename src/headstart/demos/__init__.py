@@ -1,0 +1,1 @@
+"""Modules and data that do next to nothing: for tests, bug reports and first steps."""
