@@ -79,7 +79,9 @@ class Callback:
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The gradients are there."""
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         """The gradients are unscaled and not clipped yet."""
 
     def on_train_batch_end(
@@ -105,7 +107,12 @@ class Callback:
         """Before the first validation batch."""
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """The validation batch is on the device."""
 
@@ -135,7 +142,12 @@ class Callback:
         """Before the first test batch."""
 
     def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """The test batch is on the device."""
 
@@ -165,7 +177,12 @@ class Callback:
         """Before the first batch to predict."""
 
     def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """The batch to predict is on the device."""
 

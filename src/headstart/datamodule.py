@@ -92,7 +92,9 @@ def _name_of_argument(owner: object, value: Any, frame: Any) -> str:
     caller = frame or inspect.currentframe()
     while caller is not None:
         if caller.f_code.co_name == "__init__":
-            for name in caller.f_code.co_varnames[: caller.f_code.co_argcount + caller.f_code.co_kwonlyargcount]:
+            for name in caller.f_code.co_varnames[
+                : caller.f_code.co_argcount + caller.f_code.co_kwonlyargcount
+            ]:
                 if name in caller.f_locals and caller.f_locals[name] is value:
                     return str(name)
         caller = caller.f_back

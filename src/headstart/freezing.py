@@ -147,7 +147,15 @@ def establish_modes(module: nn.Module, *, only_frozen: bool = False) -> list[str
     trains: dict[nn.Module, bool | None] = {}
     layers_train: dict[nn.Module, bool] = {}
     _decide(module, trains, layers_train)
-    _apply(module, "", _Context(training=True, layers_train=True, asleep=False), trains, layers_train, woken, only_frozen)
+    _apply(
+        module,
+        "",
+        _Context(training=True, layers_train=True, asleep=False),
+        trains,
+        layers_train,
+        woken,
+        only_frozen,
+    )
     return woken
 
 
@@ -250,7 +258,9 @@ class Audit:
             MisconfigurationError: With every problem, a line each.
         """
         if self.problems:
-            raise MisconfigurationError("The audit found:\n" + "\n".join(f"- {problem}" for problem in self.problems))
+            raise MisconfigurationError(
+                "The audit found:\n" + "\n".join(f"- {problem}" for problem in self.problems)
+            )
 
     def __str__(self) -> str:
         header = ("module", "type", "parameters", "trainable", "mode", "group", "lr", "FLOPs a step")
@@ -265,10 +275,15 @@ class Audit:
         flops = "" if self.flops is None else f"{self.flops:,}"
         table.append(("total", "", f"{self.num_parameters:,}", f"{self.num_trainable:,}", "", "", "", flops))
         widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
         lines.insert(1, "-" * max(map(len, lines)))
         lines.insert(-1, lines[1])
-        lines += [f"pinned: {name or 'the whole module'} stays in {mode}" for name, mode in self.pinned.items()]
+        lines += [
+            f"pinned: {name or 'the whole module'} stays in {mode}" for name, mode in self.pinned.items()
+        ]
         lines += [f"PROBLEM: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -311,10 +326,14 @@ def audit(
             name=name,
             kind=type(child).__name__,
             num_parameters=sum(parameter.numel() for parameter in child.parameters()),
-            num_trainable=sum(parameter.numel() for parameter in child.parameters() if parameter.requires_grad),
+            num_trainable=sum(
+                parameter.numel() for parameter in child.parameters() if parameter.requires_grad
+            ),
             mode="train" if child.training else "eval",
             group=_joined(groups[parameter][0] for parameter in child.parameters() if parameter in groups),
-            lr=_joined(f"{groups[parameter][1]:.3g}" for parameter in child.parameters() if parameter in groups),
+            lr=_joined(
+                f"{groups[parameter][1]:.3g}" for parameter in child.parameters() if parameter in groups
+            ),
             flops=flops.get(f"{root}.{name}", 0) if step is not None else None,
         )
         for name, child in module.named_modules()
@@ -332,7 +351,11 @@ def audit(
 
 def frozen_snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of every frozen parameter, and of the buffers of frozen modules, by name: for `audit(reference=…)`."""
-    frozen = {name: parameter.detach().clone() for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    frozen = {
+        name: parameter.detach().clone()
+        for name, parameter in module.named_parameters()
+        if not parameter.requires_grad
+    }
     for name, child in module.named_modules():
         if is_frozen(child) and not child.training:
             prefix = f"{name}." if name else ""
@@ -371,7 +394,11 @@ def _problems(
         now = dict(module.named_parameters()) | dict(module.named_buffers())
         for name, before in reference.items():
             after = now.get(name)
-            if after is None or after.shape != before.shape or not torch.equal(after.detach(), before.to(after.device)):
+            if (
+                after is None
+                or after.shape != before.shape
+                or not torch.equal(after.detach(), before.to(after.device))
+            ):
                 yield f"{name} was frozen and has changed."
 
 

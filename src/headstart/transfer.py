@@ -36,7 +36,9 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
     if type(batch) in {list, tuple}:
         return type(batch)(move_to_device(value, device) for value in batch)
     if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{each.name: move_to_device(getattr(batch, each.name), device) for each in fields(batch)})
+        return replace(
+            batch, **{each.name: move_to_device(getattr(batch, each.name), device) for each in fields(batch)}
+        )
     return batch
 
 

@@ -1,0 +1,300 @@
+"""Checkpoints: one file, written whole or not at all, and read without running anything that it holds.
+
+A file is written beside its place under another name, flushed to the disk, and renamed; a kill or a full disk leaves
+the file that was there before. It is read with `weights_only=True`, always: no import path in it is ever followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urldefrag
+from urllib.request import urlopen
+
+import torch
+from torch import nn
+
+from headstart.errors import CheckpointError, UnknownArgumentError, did_you_mean, missing_dependency
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint atomically: afterwards `path` is whole, or as it was before.
+
+    Args:
+        checkpoint: Plain types and tensors, nested in dicts, lists and tuples.
+        path: Where to; its folder is made.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "last.ckpt"
+        >>> write_checkpoint({"epoch": 3}, path)
+        >>> read_checkpoint(path)
+        {'epoch': 3}
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; give it the mode that an ordinary new file would have had.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # noqa: PTH101
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _flush_directory(path.parent)
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make a rename in `directory` survive a power cut."""
+    if os.name == "nt":
+        return  # a directory cannot be opened there
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_checkpoint(path: str | Path, *, map_location: Any = None) -> dict[str, Any]:
+    """Give what a checkpoint holds. Nothing in the file is run or imported.
+
+    Args:
+        path: A file; or a URL that ends in `#sha256=<digest>`, which is downloaded once and kept under the digest
+            of the whole URL.
+        map_location: As in `torch.load`; `None` is the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is damaged, is no checkpoint, or needs code to be run.
+    """
+    file = _download(str(path)) if re.match(r"https?://", str(path)) else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {str(path)!r} (looked in {Path.cwd()}).")
+    try:
+        found = torch.load(file, map_location=map_location or "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"(?:GLOBAL|Unsupported (?:global|class))[: ]+(?:GLOBAL )?([\w.]+)", str(error))
+        names = f" It names {culprit.group(1)}." if culprit else ""
+        raise CheckpointError(
+            f"{path} cannot be read without running code that it holds or names, and that is never done.{names} "
+            "If you trust it, load it once where it was written and save its weights and plain hyper-parameters again."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, or no checkpoint ({file.stat().st_size:,} bytes): {error}"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(found).__name__}; expected a dict with the key 'state_dict'."
+        )
+    return found
+
+
+def _download(url: str) -> Path:
+    address, fragment = urldefrag(url)
+    digest = fragment.removeprefix("sha256=")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise CheckpointError(
+            f"A checkpoint from a URL needs its digest, so that what arrives is what you mean: "
+            f"{address}#sha256=<64 hexadecimal digits>. Received {url!r}."
+        )
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "headstart" / "checkpoints"
+    # The whole URL names the file: two hosts' last.ckpt are two files.
+    kept = cache / f"{hashlib.sha256(url.encode()).hexdigest()}.ckpt"
+    if not kept.is_file() or _digest(kept) != digest:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache, suffix=".tmp", delete=False) as file:
+            try:
+                with urlopen(address) as response:  # noqa: S310 (http and https only, checked by the caller)
+                    while piece := response.read(1 << 20):
+                        file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+                received = _digest(Path(file.name))
+                if received != digest:
+                    raise CheckpointError(
+                        f"{address} has the SHA-256 {received}; expected {digest}. It was not kept."
+                    )
+                os.replace(file.name, kept)  # noqa: PTH105
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    return kept
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- from a checkpoint to a module
+
+
+def load_module(
+    cls: type[Module],
+    path: str | Path,
+    *,
+    map_location: Any,
+    hparams_file: str | Path | None,
+    strict: bool | None,
+    on_mismatch: Literal["error", "skip"],
+    kwargs: dict[str, Any],
+) -> Module:
+    """Build a module with a checkpoint's hyper-parameters and load its weights: `load_from_checkpoint`."""
+    checkpoint = read_checkpoint(path, map_location=map_location)
+    if "state_dict" not in checkpoint:
+        raise CheckpointError(
+            f"{path} has no 'state_dict'. It holds: {', '.join(map(str, checkpoint)) or 'nothing'}."
+        )
+    saved = checkpoint.get("hyper_parameters") or {}
+    if hparams_file is not None:
+        saved = _read_hyper_parameters(Path(hparams_file))
+    module = cls(**init_arguments(cls, saved, checkpoint.get("hparams_name", "kwargs"), kwargs))
+    if getattr(module, "configure_model", None) is not None:
+        module.configure_model()  # type: ignore[operator]
+    if hasattr(module, "on_load_checkpoint"):
+        module.on_load_checkpoint(checkpoint)  # type: ignore[operator]
+    if strict is None:
+        strict = bool(getattr(module, "strict_loading", True))
+    left_out = load_weights(
+        module, checkpoint["state_dict"], strict=strict, on_mismatch=on_mismatch, source=str(path)
+    )
+    if left_out:
+        print(f"Loaded {path} without: {'; '.join(left_out)}")
+    if map_location is not None and not callable(map_location) and not isinstance(map_location, dict):
+        module.to(map_location)
+    return module
+
+
+def init_arguments(
+    cls: type, saved: Mapping[str, Any], hparams_name: str | None, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Give the arguments to build `cls` with: the saved ones that it takes, and over them the caller's.
+
+    Args:
+        cls: The class.
+        saved: Hyper-parameters of a checkpoint.
+        hparams_name: The one argument that takes them all, or `"kwargs"` where each is an argument.
+        kwargs: The caller's.
+
+    Raises:
+        UnknownArgumentError: If `cls.__init__` takes no argument of a name in `kwargs`.
+
+    Example:
+        >>> class Net:
+        ...     def __init__(self, lr: float, width: int = 8): ...
+        >>> init_arguments(Net, {"lr": 0.1, "old": 1}, "kwargs", {"width": 4})
+        {'lr': 0.1, 'width': 4}
+    """
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    named = [
+        name
+        for name, each in parameters.items()
+        if each.kind in {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    ]
+    whole = hparams_name not in {None, "kwargs"} and hparams_name in named
+    if whole:
+        from headstart.hparams import HyperParameters
+
+        saved = {**saved, **{name: value for name, value in kwargs.items() if name in saved}}
+        arguments: dict[str, Any] = {str(hparams_name): HyperParameters(saved)}
+    else:
+        arguments = {name: value for name, value in saved.items() if takes_any or name in named}
+    for name, value in kwargs.items():
+        if not takes_any and name not in named and not (whole and name in saved):
+            raise UnknownArgumentError(
+                f"{cls.__name__}.__init__ takes no argument {name!r}.{did_you_mean(name, named)} "
+                f"It takes: {', '.join(named) or 'none'}."
+            )
+        if takes_any or name in named:
+            arguments[name] = value
+    return arguments
+
+
+def load_weights(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    strict: bool = True,
+    on_mismatch: Literal["error", "skip"] = "error",
+    source: str = "the state dict",
+) -> list[str]:
+    """Load weights into a module, and give what was left out, a sentence each.
+
+    Args:
+        module: Where to.
+        state_dict: The weights.
+        strict: Whether the names must be the same.
+        on_mismatch: For a weight of another shape: `"error"`, or `"skip"` to leave the module's own as it is.
+        source: Where they come from, for messages.
+
+    Raises:
+        CheckpointError: If names or shapes do not fit.
+        ValueError: If `on_mismatch` is another word.
+    """
+    if on_mismatch not in {"error", "skip"}:
+        raise ValueError(f"on_mismatch is {on_mismatch!r}; expected 'error' or 'skip'.")
+    own = module.state_dict()
+    mismatched = {
+        name: f"{name} (there {tuple(value.shape)}, here {tuple(own[name].shape)})"
+        for name, value in state_dict.items()
+        if isinstance(value, torch.Tensor)
+        and isinstance(own.get(name), torch.Tensor)
+        and value.shape != own[name].shape
+        and not isinstance(own[name], nn.parameter.UninitializedTensorMixin)
+    }
+    if mismatched and on_mismatch == "error":
+        raise CheckpointError(
+            f"{source}: weights have another shape than in {type(module).__name__}: {'; '.join(mismatched.values())}. "
+            'A new head? Load the rest with on_mismatch="skip".'
+        )
+    fitting = {name: value for name, value in state_dict.items() if name not in mismatched}
+    outcome = module.load_state_dict(fitting, strict=False)
+    missing = [name for name in outcome.missing_keys if name not in mismatched]
+    if strict and (missing or outcome.unexpected_keys):
+        raise CheckpointError(
+            f"{source} does not fit {type(module).__name__}."
+            f"{_listed(' Missing there', missing)}{_listed(' Unknown here', outcome.unexpected_keys)} "
+            "Pass strict=False to load what fits."
+        )
+    left_out = list(mismatched.values())
+    left_out += [f"{name} (missing there)" for name in missing]
+    left_out += [f"{name} (unknown here)" for name in outcome.unexpected_keys]
+    return left_out
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{what}: {', '.join(names[:5])}{more}."
+
+
+def _read_hyper_parameters(path: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError:
+        raise missing_dependency("yaml", needed_for="hparams_file", extra="cli") from None
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}; expected names with values.")
+    return found

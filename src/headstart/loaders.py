@@ -1,0 +1,197 @@
+"""Loaders: how many batches, in which order, and how to stand again at the batch where a run was cut."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+
+from headstart.errors import MisconfigurationError
+from headstart.seed import capture_random_state, restore_random_state
+
+Limit = int | float | None
+
+
+def as_list(loaders: Any) -> list[Any]:
+    """Give validation, test or prediction loaders as a list.
+
+    Example:
+        >>> as_list([[1, 2], [3]])
+        [[[1, 2], [3]]]
+    """
+    if loaders is None:
+        return []
+    if isinstance(loaders, Mapping):
+        return list(loaders.values())
+    if isinstance(loaders, list | tuple) and loaders and all(_is_loader(each) for each in loaders):
+        return list(loaders)
+    return [loaders]
+
+
+def _is_loader(value: Any) -> bool:
+    return hasattr(value, "__iter__") and not isinstance(value, torch.Tensor | list | tuple | str | Mapping)
+
+
+def length_of(loader: Any) -> int | None:
+    """The number of batches, or `None` where the loader cannot say."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def num_batches(loader: Any, limit: Limit, *, name: str) -> int | None:
+    """The number of batches that a run takes from `loader`; `None` where nobody can say.
+
+    Args:
+        loader: The loader.
+        limit: A number of batches (int), a fraction of them (float), or `None` for all.
+        name: The trainer's argument, for messages.
+
+    Raises:
+        MisconfigurationError: If the limit makes no sense for this loader.
+
+    Example:
+        >>> num_batches([1, 2, 3, 4], 0.5, name="limit_train_batches")
+        2
+    """
+    length = length_of(loader)
+    if limit is None or (isinstance(limit, float) and limit == 1.0):
+        return length
+    if isinstance(limit, int):
+        return limit if length is None else min(limit, length)
+    if length is None:
+        if limit == 0.0:
+            return 0
+        raise MisconfigurationError(
+            f"{name} is {limit}, a fraction, and the loader does not know its length. Give a number of batches."
+        )
+    count = int(length * limit)
+    if count == 0 and limit > 0.0 and length:
+        raise MisconfigurationError(
+            f"{name} is {limit}, of {length} batches that is less than one. Give at least {1 / length:.3g}, or a number."
+        )
+    return count
+
+
+def without_shuffling(loader: Any) -> Any:
+    """Give a loader that yields the same batches in every epoch: for `overfit_batches`."""
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler):
+        return loader
+    warnings.warn(
+        "overfit_batches: the training loader shuffles; it was given a sequential sampler.", stacklevel=2
+    )
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=SequentialSampler(loader.dataset),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
+    )
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell the samplers which epoch begins (`DistributedSampler.set_epoch`)."""
+    sampler = getattr(loader, "sampler", None)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for each in dict.fromkeys([sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]):
+        if callable(getattr(each, "set_epoch", None)):
+            each.set_epoch(epoch)
+
+
+class EpochOfBatches:
+    """The training batches of one epoch, with what it takes to stand again at any of them.
+
+    The order, and every random draw of the data, is that of `for batch in loader`. To stand at batch `n` after a
+    resume, the random state of the epoch's start is put back, `n` batches are fetched and dropped (so that whatever
+    the dataset draws is drawn again), and the random state of the checkpoint is put back.
+
+    Args:
+        loader: The training loader.
+        count: How many batches to take; `None` takes all.
+
+    A loader that cannot say its length is read one batch ahead, to know which batch is the last.
+
+    Example:
+        >>> [(index, batch, last) for index, batch, last in EpochOfBatches([10, 20, 30], count=2)]
+        [(0, 10, False), (1, 20, True)]
+    """
+
+    def __init__(self, loader: Any, *, count: int | None) -> None:
+        self._loader = loader
+        self._count = count
+        self._look_ahead = length_of(loader) is None
+        self._start: dict[str, Any] = {}
+        self._skip = 0
+        self._resume_random: Mapping[str, Any] | None = None
+
+    def resume(self, state: Mapping[str, Any], *, batch: int, random_state: Mapping[str, Any]) -> None:
+        """Go on after `batch` batches of the epoch whose `state_dict` is `state`, in `random_state`."""
+        self._start = dict(state)
+        self._skip = batch
+        self._resume_random = random_state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random states with which the epoch's order was drawn."""
+        return self._start
+
+    def random_state(self) -> dict[str, Any]:
+        """The states of the global random generators and of the loader's own, as they are now."""
+        return {
+            "random": capture_random_state(),
+            "generators": [generator.get_state() for generator in _generators(self._loader)],
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        restore_random_state(state["random"])
+        for generator, own in zip(_generators(self._loader), state["generators"], strict=False):
+            generator.set_state(own.cpu())
+
+    def __iter__(self) -> Iterator[tuple[int, Any, bool]]:
+        skip, self._skip = self._skip, 0
+        resume_random, self._resume_random = self._resume_random, None
+        if skip:
+            self._restore(self._start)
+        else:
+            self._start = self.random_state()
+        iterator = iter(self._loader)
+        for _ in range(skip):
+            next(iterator)
+        ahead: Any = next(iterator, _END) if self._look_ahead else None
+        if resume_random is not None:
+            self._restore(resume_random)
+        index = skip
+        while self._count is None or index < self._count:
+            batch = ahead if self._look_ahead else next(iterator, _END)
+            if batch is _END:
+                return
+            is_last = index + 1 == self._count
+            if self._look_ahead and not is_last:
+                ahead = next(iterator, _END)
+                is_last = ahead is _END
+            yield index, batch, is_last
+            index += 1
+
+
+_END = object()
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The generators that a loader and its samplers own, each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = [
+        loader,
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    ]
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list(dict.fromkeys(each for each in found if isinstance(each, torch.Generator)))

@@ -1,0 +1,329 @@
+"""What `self.log` records: the last step's value, and what an epoch's value is made of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from headstart.errors import MisconfigurationError
+
+if TYPE_CHECKING:
+    from headstart.strategy import Strategy
+
+# Where a value can be logged: hook -> the defaults of (on_step, on_epoch), and whether each may be chosen.
+_STEP_HOOKS = frozenset(
+    {
+        "training_step", "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward",
+        "on_after_backward", "on_before_optimizer_step", "optimizer_step", "configure_gradient_clipping",
+        "lr_scheduler_step", "on_before_batch_transfer", "on_after_batch_transfer",
+    }
+)  # fmt: skip
+_EVALUATION_STEP_HOOKS = frozenset(
+    f"{kind}{tail}"
+    for kind, tails in {
+        "validation": ("_step",), "test": ("_step",),
+        "on_validation": ("_batch_start", "_batch_end"), "on_test": ("_batch_start", "_batch_end"),
+    }.items()
+    for tail in tails
+)  # fmt: skip
+_EPOCH_HOOKS = frozenset(
+    {
+        "on_train_start", "on_train_epoch_start", "on_train_epoch_end",
+        "on_validation_start", "on_validation_epoch_start", "on_validation_epoch_end",
+        "on_test_start", "on_test_epoch_start", "on_test_epoch_end",
+    }
+)  # fmt: skip
+
+_REDUCTIONS: dict[Any, str] = {
+    "mean": "mean", "avg": "mean", torch.mean: "mean", "sum": "sum", torch.sum: "sum", sum: "sum",
+    "min": "min", torch.min: "min", min: "min", "max": "max", torch.max: "max", max: "max",
+}  # fmt: skip
+
+
+def when_to_record(name: str, hook: str, on_step: bool | None, on_epoch: bool | None) -> tuple[bool, bool]:
+    """Give (on_step, on_epoch) for a value logged in `hook`, the defaults filled in.
+
+    Raises:
+        MisconfigurationError: If nothing, or not this, can be logged there.
+
+    Example:
+        >>> when_to_record("loss", "training_step", None, None)
+        (True, False)
+        >>> when_to_record("loss", "validation_step", None, None)
+        (False, True)
+    """
+    if hook in _STEP_HOOKS:
+        defaults = (True, False)
+    elif hook in _EVALUATION_STEP_HOOKS:
+        defaults = (False, True)
+    elif hook in _EPOCH_HOOKS:
+        if on_step:
+            raise MisconfigurationError(
+                f"self.log({name!r}, on_step=True) in {hook}: there is no step there."
+            )
+        defaults = (False, True)
+    else:
+        raise MisconfigurationError(
+            f"self.log({name!r}, ...) was called in {hook or 'no hook of a run'}, where nothing can be recorded. Log in a "
+            "training, validation or test step, or in a hook at an epoch's start or end."
+        )
+    chosen = (defaults[0] if on_step is None else on_step, defaults[1] if on_epoch is None else on_epoch)
+    if not any(chosen):
+        raise MisconfigurationError(f"self.log({name!r}, on_step=False, on_epoch=False) records nothing.")
+    return chosen
+
+
+@dataclass(slots=True)
+class Entry:
+    """All that is known of one logged name."""
+
+    name: str
+    on_step: bool
+    on_epoch: bool
+    reduction: str
+    prog_bar: bool
+    logger: bool
+    sync_dist: bool
+    metric: Any = None  # the torchmetrics object, where one was logged
+    value: Any = None  # the last step's
+    total: Any = None  # the sum, minimum or maximum over the epoch
+    weight: float = 0.0  # the number of samples (or values) in `total`
+    fresh: bool = False  # logged since the last step was closed
+
+    def epoch_value(self, strategy: Strategy) -> torch.Tensor:
+        """The epoch's value; over all processes where `sync_dist` asks for it."""
+        if self.metric is not None:
+            return torch.as_tensor(self.metric.compute())  # torchmetrics reduces over processes itself
+        total, weight = self.total, self.weight
+        if self.sync_dist and strategy.world_size > 1:
+            operation = "sum" if self.reduction == "mean" else self.reduction
+            total = strategy.reduce(total, operation)
+            weight = float(strategy.reduce(torch.tensor(weight, dtype=torch.float64), "sum"))
+        value = total / weight if self.reduction == "mean" else total
+        return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
+
+
+class Results:
+    """The values logged in one training epoch, validation or test.
+
+    Example:
+        >>> from headstart.strategy import SingleDevice
+        >>> results = Results(SingleDevice(torch.device("cpu")))
+        >>> results.record("loss", 1.0, hook="training_step", on_epoch=True, batch_size=3)
+        >>> results.record("loss", 2.0, hook="training_step", on_epoch=True, batch_size=1)
+        >>> {name: float(value) for name, value in results.callback_values().items()}
+        {'loss': 1.25, 'loss_step': 2.0, 'loss_epoch': 1.25}
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._strategy = strategy
+        self._step_entries: list[Entry] = []
+
+    def record(
+        self,
+        name: str,
+        value: Any,
+        *,
+        hook: str,
+        prog_bar: bool = False,
+        logger: bool = True,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        sync_dist: bool = False,
+        batch_size: int | Callable[[], int] = 1,
+    ) -> None:
+        """Record a value; arguments as in `LightningModule.log`, the moment given by `hook`."""
+        entry = self.entries.get(name)
+        if entry is None:
+            entry = self._new_entry(
+                name, value, hook=hook, prog_bar=prog_bar, logger=logger, on_step=on_step, on_epoch=on_epoch,
+                reduce_fx=reduce_fx, sync_dist=sync_dist,
+            )  # fmt: skip
+        entry.fresh = True
+        if entry.metric is not None:
+            if value is not entry.metric:
+                raise MisconfigurationError(
+                    f"self.log({name!r}, ...) was given two different metrics in one epoch."
+                )
+            entry.value = getattr(value, "_forward_cache", None)
+            return
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise MisconfigurationError(
+                    f"self.log({name!r}, ...) received a tensor of shape {tuple(value.shape)}; expected one number. "
+                    "Reduce it first, for example with .mean()."
+                )
+            # A copy: the caller may go on changing the tensor in place.
+            value = value.detach().clone().squeeze()
+        else:
+            if not isinstance(value, int | float):
+                raise _not_loggable(name, value)
+            value = torch.tensor(value, dtype=torch.get_default_dtype())
+        entry.value = value
+        if entry.on_epoch:
+            self._accumulate(entry, value, batch_size)
+
+    def _new_entry(
+        self,
+        name: str,
+        value: Any,
+        *,
+        hook: str,
+        prog_bar: bool,
+        logger: bool,
+        on_step: bool | None,
+        on_epoch: bool | None,
+        reduce_fx: str | Callable[..., Any],
+        sync_dist: bool,
+    ) -> Entry:
+        on_step, on_epoch = when_to_record(name, hook, on_step, on_epoch)
+        if isinstance(value, Mapping):
+            raise MisconfigurationError(
+                f"self.log({name!r}, ...) received a dict; give its values by self.log_dict(dictionary)."
+            )
+        try:
+            reduction = _REDUCTIONS[reduce_fx]
+        except (KeyError, TypeError):
+            raise MisconfigurationError(
+                f"self.log({name!r}, reduce_fx={reduce_fx!r}): expected 'mean', 'sum', 'min' or 'max'."
+            ) from None
+        entry = Entry(
+            name,
+            on_step,
+            on_epoch,
+            reduction,
+            prog_bar,
+            logger,
+            sync_dist,
+            metric=value if is_metric(value) else None,
+        )
+        self.entries[name] = entry
+        if on_step:
+            self._step_entries.append(entry)
+        return entry
+
+    def _accumulate(self, entry: Entry, value: torch.Tensor, batch_size: int | Callable[[], int]) -> None:
+        if entry.reduction == "mean":
+            weight = batch_size if isinstance(batch_size, int) else batch_size()
+            # float64, where the device has it: an epoch's mean does not depend on how many steps it is made of.
+            value = value * weight if value.device.type == "mps" else value.double() * weight
+            entry.total = value if entry.total is None else entry.total + value
+            entry.weight += weight
+            return
+        if entry.total is None:
+            entry.total = value
+        elif entry.reduction == "sum":
+            entry.total = entry.total + value
+        else:
+            entry.total = (
+                torch.minimum(entry.total, value)
+                if entry.reduction == "min"
+                else torch.maximum(entry.total, value)
+            )
+        entry.weight += 1
+
+    # ---- reading
+
+    def step_values(self, *, only_fresh: bool = True) -> Iterator[tuple[Entry, str, Any]]:
+        """Each step's value: the entry, its key (`name_step` where the epoch's is kept too), the value."""
+        for entry in self._step_entries:
+            if entry.value is not None and (entry.fresh or not only_fresh):
+                yield entry, f"{entry.name}_step" if entry.on_epoch else entry.name, entry.value
+
+    def epoch_values(self) -> Iterator[tuple[Entry, str, Any]]:
+        """Each epoch's value: the entry, its key (`name_epoch` where the step's is kept too), the value."""
+        for entry in self.entries.values():
+            if entry.on_epoch and (entry.metric is not None or entry.total is not None):
+                yield (
+                    entry,
+                    f"{entry.name}_epoch" if entry.on_step else entry.name,
+                    entry.epoch_value(self._strategy),
+                )
+
+    def callback_values(self) -> dict[str, Any]:
+        """What callbacks see: steps' and epochs' values, and under the plain name the epoch's where there is one."""
+        values: dict[str, Any] = {}
+        for entry, key, value in self.step_values(only_fresh=False):
+            values[entry.name] = value
+            values[key] = value
+        for entry, key, value in self.epoch_values():
+            values[entry.name] = value
+            values[key] = value
+        return values
+
+    def close_step(self) -> None:
+        """Say that the values logged so far belong to a step that is over."""
+        for entry in self._step_entries:
+            entry.fresh = False
+
+    def reset(self) -> None:
+        """Forget everything, and reset the metrics: an epoch begins."""
+        for entry in self.entries.values():
+            if entry.metric is not None:
+                entry.metric.reset()
+        self.entries = {}
+        self._step_entries = []
+
+    # ---- saving in the middle of an epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint in the middle of an epoch keeps; metrics keep their own state (`metric_states`)."""
+        return {
+            entry.name: {
+                "on_step": entry.on_step, "on_epoch": entry.on_epoch, "reduction": entry.reduction,
+                "prog_bar": entry.prog_bar, "logger": entry.logger, "sync_dist": entry.sync_dist,
+                "value": entry.value, "total": entry.total, "weight": entry.weight,
+            }
+            for entry in self.entries.values()
+            if entry.metric is None
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.entries = {name: Entry(name=name, **fields) for name, fields in state.items()}
+        self._step_entries = [entry for entry in self.entries.values() if entry.on_step]
+
+
+def is_metric(value: Any) -> bool:
+    """Whether `value` is a torchmetrics metric; torchmetrics is not imported to find out."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+
+
+def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """The running state of each torchmetrics metric inside `module`, by name (a state dict does not hold it)."""
+    return {
+        name: {
+            "states": {key: getattr(metric, key) for key in metric._defaults},  # noqa: SLF001 (no public name)
+            "update_count": metric._update_count,  # noqa: SLF001
+        }
+        for name, metric in module.named_modules()
+        if is_metric(metric)
+    }
+
+
+def load_metric_states(module: nn.Module, states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Take back what `metric_states` gave."""
+    metrics = dict(module.named_modules())
+    for name, state in states.items():
+        metric: Any = metrics.get(name)
+        if metric is None or not is_metric(metric):
+            continue  # a metric that the program no longer has
+        for key, value in state["states"].items():
+            setattr(metric, key, value)
+        metric._update_count = state["update_count"]  # noqa: SLF001
+        metric._computed = None  # noqa: SLF001
+
+
+def _not_loggable(name: str, value: Any) -> MisconfigurationError:
+    return MisconfigurationError(
+        f"self.log({name!r}, ...) received {type(value).__name__}: {value!r:.100}; expected a number, a tensor with one "
+        "element, or a torchmetrics metric."
+    )

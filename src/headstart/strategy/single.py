@@ -1,0 +1,55 @@
+"""One process on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from headstart.strategy.base import Strategy
+
+
+class SingleDevice(Strategy):
+    """One process on one device: nothing to wrap, and nobody to agree with.
+
+    Example:
+        >>> SingleDevice(torch.device("cpu")).reduce(torch.tensor(2.0))
+        tensor(2.)
+    """
+
+    world_size = 1
+    global_rank = 0
+    local_rank = 0
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def setup(self, module: nn.Module) -> None:  # noqa: D102
+        module.to(self.device)
+
+    def wrap(self, module: nn.Module) -> None:  # noqa: D102
+        pass
+
+    def step_function(self, module: nn.Module, name: str) -> Callable[..., Any]:  # noqa: D102
+        function: Callable[..., Any] = getattr(module, name)
+        return function
+
+    def prepare_loader(self, loader: Any, *, shuffle: bool) -> Any:  # noqa: D102
+        return loader
+
+    def reduce(self, tensor: torch.Tensor, operation: str = "mean") -> torch.Tensor:  # noqa: D102
+        return tensor
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:  # noqa: D102
+        return data
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002, D102
+        return decision
+
+    def broadcast(self, value: Any, src: int = 0) -> Any:  # noqa: D102
+        return value
+
+    def barrier(self, name: str | None = None) -> None:  # noqa: D102
+        pass

@@ -1,0 +1,1446 @@
+"""`Trainer`: gathers the arguments, sets a run up, and calls the loop (`headstart.loop`)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+
+from headstart import __version__, freezing, loaders, loop
+from headstart.callback import Callback
+from headstart.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from headstart.datamodule import DataHooks, LightningDataModule
+from headstart.errors import CheckpointError, MisconfigurationError, UnknownArgumentError, did_you_mean
+from headstart.hooks import Hooks, check_names, is_overridden
+from headstart.metrics import Results, load_metric_states, metric_states
+from headstart.module import LightningModule
+from headstart.optim import (
+    ManagedOptimizer,
+    SchedulerConfig,
+    group_names,
+    needs_closure,
+    read_configuration,
+    regroup,
+    sync_scheduler,
+)
+from headstart.precision import Precision
+from headstart.seed import isolated_random_state, restore_random_state
+from headstart.strategy import SingleDevice, Strategy
+from headstart.transfer import batch_size_of
+
+Limit = int | float | None
+RunStage = Literal["fit", "validate", "test", "predict"]
+
+
+class Trainer:
+    """Trains, validates, tests and predicts with a `LightningModule`.
+
+    Args:
+        accelerator: `"auto"` (a GPU where there is one), `"cpu"`, `"gpu"`, `"cuda"` or `"mps"`.
+        strategy: `"auto"`, or a `Strategy`.
+        devices: How many devices, or a list with the number of one; one process uses one.
+        num_nodes: How many machines.
+        precision: The number format, see `headstart.precision.Precision`.
+        logger: `True` for the default (TensorBoard where it is installed, else CSV), `False` for none, a logger, or
+            several.
+        callbacks: One, or a list.
+        fast_dev_run: Run one batch (or this many) of everything, without logging or saving, to see whether it runs.
+        max_epochs: Stop after this many; `-1` for no bound; `None` is 1000 where nothing else bounds the run.
+        min_epochs: Do not stop early before this many.
+        max_steps: Stop after this many optimizer steps; `-1` for no bound.
+        min_steps: Do not stop early before this many.
+        max_time: Stop after this long: `"DD:HH:MM:SS"`, a `timedelta`, or its keywords as a dict.
+        limit_train_batches: Take this many (int) or this fraction (float) of the batches; likewise `limit_val_batches`,
+            `limit_test_batches`, `limit_predict_batches`.
+        overfit_batches: Train and validate on this many (or this fraction) of the batches, the same in every epoch.
+        val_check_interval: Validate every so many batches (int) or this fraction of an epoch (float).
+        check_val_every_n_epoch: Validate every so many epochs; `None` counts `val_check_interval` across epochs.
+        num_sanity_val_steps: Validation batches to try before training; `-1` for all.
+        log_every_n_steps: Give step values to the loggers every so many steps.
+        enable_checkpointing: Add a `ModelCheckpoint` where none is given.
+        enable_progress_bar: Show progress.
+        enable_model_summary: Print a table of the module before training.
+        accumulate_grad_batches: Batches whose gradients make one step.
+        gradient_clip_val: The largest gradient norm (or value).
+        gradient_clip_algorithm: `"norm"` or `"value"`.
+        deterministic: Use deterministic algorithms only; `"warn"` warns where there is none.
+        benchmark: Let cuDNN choose its algorithms by timing them.
+        inference_mode: Use `torch.inference_mode` in validate, test and predict; else `torch.no_grad`.
+        use_distributed_sampler: With several processes, give each its share of the samples.
+        detect_anomaly: Find the operation that made a NaN gradient; slow.
+        reload_dataloaders_every_n_epochs: Ask for the loaders anew every so many epochs; 0 for once.
+        default_root_dir: Where logs and checkpoints go when nothing else is said; the working directory.
+        **unknown: Anything else is an error, with the name that was probably meant.
+
+    Raises:
+        UnknownArgumentError: If an argument has no such name.
+        MisconfigurationError: If arguments make no sense, alone or together.
+
+    Example:
+        >>> trainer = Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> trainer.current_epoch, trainer.global_step
+        (0, 0)
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: str = "auto",
+        strategy: str | Strategy = "auto",
+        devices: int | str | list[int] = "auto",
+        num_nodes: int = 1,
+        precision: str | int | None = None,
+        logger: Any = None,
+        callbacks: Callback | list[Callback] | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: Limit = None,
+        limit_val_batches: Limit = None,
+        limit_test_batches: Limit = None,
+        limit_predict_batches: Limit = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        detect_anomaly: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | Path | None = None,
+        **unknown: Any,
+    ) -> None:
+        _refuse_unknown(unknown)
+        _check_settings(locals())
+        self.max_epochs = max_epochs
+        self.min_epochs = min_epochs
+        self.max_steps = max_steps
+        self.min_steps = min_steps
+        self.limit_train_batches = limit_train_batches
+        self.limit_val_batches = limit_val_batches
+        self.limit_test_batches = limit_test_batches
+        self.limit_predict_batches = limit_predict_batches
+        self.overfit_batches = overfit_batches
+        self.val_check_interval: int | float = 1.0 if val_check_interval is None else val_check_interval
+        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.num_sanity_val_steps: float = 2 if num_sanity_val_steps is None else num_sanity_val_steps
+        if self.num_sanity_val_steps == -1:
+            self.num_sanity_val_steps = math.inf
+        self.log_every_n_steps = 50 if log_every_n_steps is None else log_every_n_steps
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.inference_mode = inference_mode
+        self.use_distributed_sampler = use_distributed_sampler
+        self.detect_anomaly = detect_anomaly
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.default_root_dir = str(Path.cwd() if default_root_dir is None else default_root_dir)
+        self.fast_dev_run = fast_dev_run
+        if fast_dev_run:
+            self._make_it_a_trial(int(fast_dev_run))
+        if deterministic is not None:
+            torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+        if benchmark is not None:
+            torch.backends.cudnn.benchmark = benchmark
+
+        self.strategy: Strategy = (
+            strategy if isinstance(strategy, Strategy) else SingleDevice(_device(accelerator, devices))
+        )
+        self.num_nodes = num_nodes
+        self.precision_plugin = Precision(precision, device=self.strategy.device)
+        self.loggers: list[Any] = self._make_loggers(logger)
+        self.callbacks: list[Callback] = self._make_callbacks(
+            callbacks,
+            checkpointing=not fast_dev_run and enable_checkpointing is not False,
+            progress_bar=enable_progress_bar is not False,
+            model_summary=enable_model_summary is not False,
+            max_time=max_time,
+        )
+
+        # The state of the run.
+        self.progress = loop.Progress()
+        self.state = SimpleNamespace(fn=None, status="initializing", stage=None, finished=False)
+        self.stage: str | None = None  # "train", "validate", "test" or "predict": which part is running
+        self.should_stop = False
+        self.sanity_checking = False
+        self.interrupted = False
+        self.ckpt_path: str | None = None
+        self.datamodule: LightningDataModule | None = None
+        self._module: LightningModule | None = None
+        self._fitted: LightningModule | None = None  # the module that `progress` is about
+        self.hooks: Hooks = None  # type: ignore[assignment] # made for each run by _attach
+        self.optimizers: list[Optimizer] = []
+        self.lr_scheduler_configs: list[SchedulerConfig] = []
+        self._trainable: list[str] | None = None
+        self._memory: dict[str, Any] | None = None  # what a run to be continued left behind
+
+        # Loaders, as the current run sees them.
+        self._sources: dict[str, Any] = {}
+        self.train_dataloader: Any = None
+        self.train_batches: loaders.EpochOfBatches = loaders.EpochOfBatches([], count=0)
+        self.num_training_batches: int | float = math.inf
+        self.validation_loaders: list[Any] = []
+        self.num_val_batches: list[int | None] = []
+        self.num_test_batches: list[int | None] = []
+        self.num_predict_batches: list[int | None] = []
+        self.num_sanity_val_batches: list[Any] = []
+        self.current_batch: Any = None
+        self.current_loader: int | None = None
+        self._loaded_in_epoch = 0
+
+        # Logged values.
+        self.results = Results(self.strategy)
+        self.results_are_complete = False
+        self.evaluation_results: Results | None = None
+        self.evaluation_is_complete = False
+        self._kept_metrics: dict[str, Any] = {}
+        self._kept_bar_metrics: dict[str, Any] = {}
+        self.logged_metrics: dict[str, Any] = {}
+        self._num_evaluated_loaders = 1
+
+    # ---- the four runs
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train `model`.
+
+        A second `fit` of the same module goes on where the first stopped: raise `trainer.max_epochs` first.
+
+        Args:
+            model: The module.
+            train_dataloaders: The training loader; `None` asks the data module or the module.
+            val_dataloaders: The validation loader, or a list of them; likewise.
+            datamodule: The data.
+            ckpt_path: A checkpoint to go on from: a file, `"best"`, `"last"`, or `None` to begin.
+            weights_only: Accepted; files are always read without running anything in them.
+        """
+        if isinstance(train_dataloaders, LightningDataModule):
+            datamodule, train_dataloaders = train_dataloaders, None
+        with self._run("fit", model, datamodule, train=train_dataloaders, val=val_dataloaders):
+            self._set_up_fit(ckpt_path)
+            loop.fit(self)
+            self.hooks("on_fit_end")
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Run the validation loop alone, and give what was logged: a dict for each loader.
+
+        Random state is as it was afterwards, and so is what trains: looking does not change a run.
+        """
+        return self._evaluate("validate", "validation", model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Run the test loop, and give what was logged: a dict for each loader."""
+        return self._evaluate("test", "test", model, dataloaders, ckpt_path, verbose, datamodule)
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Give what `predict_step` gives for each batch; a list for each loader where there are several."""
+        if isinstance(dataloaders, LightningDataModule):
+            datamodule, dataloaders = dataloaders, None
+        with self._run("predict", self._model_or_last(model), datamodule, predict=dataloaders):
+            self._set_up_evaluation(ckpt_path, has_model=model is not None)
+            self.stage = "predict"
+            all_loaders, self.num_predict_batches = self._evaluation_loaders(
+                "predict", self.limit_predict_batches
+            )
+            return loop.predict(
+                self, all_loaders, self.num_predict_batches, keep=return_predictions is not False
+            )
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool = False, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint, whole or not at all.
+
+        Args:
+            filepath: Where to.
+            weights_only: Leave out what only a resume needs.
+            storage_options: Accepted.
+
+        Raises:
+            MisconfigurationError: If no module was ever attached.
+        """
+        if self._module is None:
+            raise MisconfigurationError(
+                "save_checkpoint: there is nothing to save before fit, validate, test or predict."
+            )
+        checkpoint = self.dump_checkpoint(weights_only=weights_only)
+        if self.is_global_zero:
+            write_checkpoint(checkpoint, filepath)
+        self.strategy.barrier("save_checkpoint")
+
+    # ---- what a run is
+
+    @contextmanager
+    def _run(
+        self, fn: RunStage, model: LightningModule, datamodule: LightningDataModule | None, **sources: Any
+    ) -> Iterator[None]:
+        """Attach everything, and let go of it again, whatever happens in between."""
+        self._attach(fn, model, datamodule, sources)
+        self.state.fn, self.state.status, self.state.finished = fn, "running", False
+        try:
+            with (
+                torch.autograd.set_detect_anomaly(self.detect_anomaly) if self.detect_anomaly else _nothing()
+            ):
+                yield
+            self.state.status, self.state.finished = "finished", True
+        except BaseException as exception:
+            self.interrupted = isinstance(exception, KeyboardInterrupt)
+            self.state.status = "interrupted"
+            self.hooks("on_exception", exception)
+            if self.datamodule is not None:
+                self.datamodule.on_exception(exception)
+            raise
+        finally:
+            status = {"finished": "success", "interrupted": "interrupted"}.get(self.state.status, "failed")
+            self.sanity_checking = False
+            self.stage = None
+            self._each_data_hook("teardown", fn)
+            for each in self.loggers:
+                each.finalize(status if self.interrupted or status == "success" else "failed")
+            self.hooks.current = ""
+
+    def _attach(
+        self,
+        fn: RunStage,
+        model: LightningModule,
+        datamodule: LightningDataModule | None,
+        sources: dict[str, Any],
+    ) -> None:
+        if not isinstance(model, LightningModule):
+            raise TypeError(f"{fn} received {type(model).__name__} as the model; expected a LightningModule.")
+        self._module, self.datamodule = model, datamodule
+        model.trainer = self
+        if datamodule is not None:
+            datamodule.trainer = self
+        self._sources = sources
+        self._check_definitions(fn)
+        self.validation_loaders = []
+        if fn == "fit":
+            self.train_dataloader = None
+        self.ckpt_path = None
+        self.interrupted = self.should_stop = False
+        for owner in (datamodule, model):
+            if owner is not None and is_overridden("prepare_data", owner, DataHooks) and self.local_rank == 0:
+                owner.prepare_data()
+        self.strategy.barrier("prepare_data")
+        self._add_configured_callbacks()
+        self.hooks = Hooks(self, model, self.callbacks)
+        transfer = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        in_data = datamodule is not None and any(
+            is_overridden(each, datamodule, DataHooks) for each in transfer
+        )
+        self._transfer_hooks: DataHooks = datamodule if in_data and datamodule is not None else model
+        for callback in self.callbacks:
+            callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
+        self._each_data_hook("setup", fn)
+        model.configure_model()
+        self.precision_plugin.convert(model)
+        self.strategy.setup(model)
+
+    def _each_data_hook(self, name: str, stage: str) -> None:
+        """`setup` and `teardown`: the data module's, the callbacks', the module's."""
+        if self.datamodule is not None:
+            getattr(self.datamodule, name)(stage)
+        self.hooks.current = name
+        for callback in self.callbacks:
+            getattr(callback, name)(self, self.lightning_module, stage)
+        getattr(self.lightning_module, name)(stage)
+
+    def _check_definitions(self, fn: RunStage) -> None:
+        needed = {
+            "fit": ["training_step", "configure_optimizers"],
+            "test": ["test_step"],
+            "validate": ["validation_step"],
+        }
+        check_names(self.lightning_module, LightningModule, needed=needed.get(fn, []))
+        if self.datamodule is not None:
+            check_names(self.datamodule, LightningDataModule, needed=[])
+        for callback in self.callbacks:
+            check_names(callback, Callback, needed=[])
+
+    def _add_configured_callbacks(self) -> None:
+        configured = self.lightning_module.configure_callbacks()
+        configured = [configured] if isinstance(configured, Callback) else list(configured or [])
+        if configured:
+            kinds = {type(each) for each in configured}
+            self.callbacks = _in_order(
+                [each for each in self.callbacks if type(each) not in kinds] + configured
+            )
+
+    # ---- setting up fit
+
+    def _set_up_fit(self, ckpt_path: str | Path | None) -> None:
+        """From the built module to the first epoch: the order is the contract's, see docs/design.md."""
+        module = self.lightning_module
+        continuing = ckpt_path is None and self._fitted is module and self.progress.global_step > 0
+        checkpoint = self._read(ckpt_path) if ckpt_path is not None else None
+        if continuing:
+            self._memory = {**self._training_state(), **self._states_of_optimizers()}
+        else:
+            self._memory = None if checkpoint is None else dict(checkpoint.get("loops") or {})
+        if not continuing:
+            self.progress = loop.Progress()
+            self.forget_metrics()
+        self._fitted = module
+        self.hooks("on_model_built")
+        if checkpoint is not None:
+            self._restore_weights(checkpoint)
+            self._restore_callbacks(checkpoint)
+        self.strategy.wrap(module)
+        self._configure_optimizers()
+        self._trainable = freezing.trainable_names(module)
+        self.training_step, self.training_step_arity = self.step_function("training_step")
+        self.hooks("on_fit_start")
+        if self._memory is not None:
+            self._restore_training(checkpoint or {}, self._memory)
+        self._log_hyper_parameters()
+        self.observe_trainable_set()
+        if (
+            self.max_epochs is None
+            and self.max_steps == -1
+            and not any(hasattr(c, "time_remaining") for c in self.callbacks)
+        ):
+            self.max_epochs = 1000
+            self.warn(
+                "max_epochs was not set; the run ends after 1000 epochs. Set max_epochs=-1 for no bound."
+            )
+        for name in freezing_report(module):
+            self.say(name)
+        if self._memory is None and self.num_sanity_val_steps > 0 and self._has_validation():
+            with isolated_random_state():
+                loop.sanity_check(self)
+        self.stage = "train"
+
+    def _configure_optimizers(self) -> None:
+        self.hooks.current = "configure_optimizers"
+        configured = self.lightning_module.configure_optimizers()
+        if configured is None:
+            self.warn(
+                "configure_optimizers returned None: this fit runs without an optimizer, and nothing is learned."
+            )
+        automatic = self.lightning_module.automatic_optimization
+        self.optimizers, self.lr_scheduler_configs = read_configuration(
+            configured, module_name=type(self.lightning_module).__name__, automatic=automatic
+        )
+        if automatic and len(self.optimizers) > 1:
+            raise MisconfigurationError(
+                f"{len(self.optimizers)} optimizers need manual optimization: set self.automatic_optimization = False in "
+                "__init__, and step them in training_step with self.optimizers()."
+            )
+        self.optimizer_needs_closure = any(map(needs_closure, self.optimizers))
+        self.manual_optimizers = [
+            ManagedOptimizer(each, self.manual_step, toggle=_toggling(self.lightning_module))
+            for each in self.optimizers
+        ]
+
+    def step_function(self, name: str) -> tuple[Callable[..., Any], int]:
+        """Give a step of the module, and how many of (batch, batch_idx, dataloader_idx) it takes."""
+        module = self.lightning_module
+        parameters = inspect.signature(getattr(module, name)).parameters.values()
+        if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+            arity = 3
+        else:
+            kinds = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+            arity = sum(each.kind in kinds for each in parameters)
+        return self.strategy.step_function(module, name), arity
+
+    # ---- validate, test, predict
+
+    def _evaluate(
+        self,
+        fn: RunStage,
+        kind: Literal["validation", "test"],
+        model: LightningModule | None,
+        dataloaders: Any,
+        ckpt_path: str | Path | None,
+        verbose: bool,
+        datamodule: LightningDataModule | None,
+    ) -> list[dict[str, float]]:
+        if isinstance(dataloaders, LightningDataModule):
+            datamodule, dataloaders = dataloaders, None
+        source = "val" if fn == "validate" else "test"
+        with self._run(fn, self._model_or_last(model), datamodule, **{source: dataloaders}):
+            self._set_up_evaluation(ckpt_path, has_model=model is not None)
+            self.stage = fn
+            limit = self.limit_val_batches if fn == "validate" else self.limit_test_batches
+            all_loaders, limits = self._evaluation_loaders(source, limit)
+            if fn == "validate":
+                self.num_val_batches = limits
+            else:
+                self.num_test_batches = limits
+            self.forget_metrics()
+            with isolated_random_state():
+                summary = loop.evaluate(self, kind, all_loaders, limits)
+        if verbose and self.is_global_zero:
+            _print_summary(fn, summary)
+        return summary
+
+    def _set_up_evaluation(self, ckpt_path: str | Path | None, *, has_model: bool) -> None:
+        if ckpt_path is None and not has_model and self.checkpoint_callback is not None:
+            # As in the field's API: without a model, the best weights of the last fit.
+            ckpt_path = "best" if getattr(self.checkpoint_callback, "best_model_path", "") else None
+        if ckpt_path is not None:
+            self._restore_weights(self._read(ckpt_path))
+
+    def _model_or_last(self, model: LightningModule | None) -> LightningModule:
+        if model is None and self._module is None:
+            raise MisconfigurationError("No model was given, and this trainer has none from an earlier run.")
+        return model if model is not None else self.lightning_module
+
+    def _evaluation_loaders(self, source: str, limit: Limit) -> tuple[list[Any], list[int | None]]:
+        given = self._ask_for_loader(source)
+        if given is None:
+            name = f"{source}_dataloader"
+            raise MisconfigurationError(
+                f"There is no data: give dataloaders=..., a datamodule, or define {name!r}."
+            )
+        found = [self.strategy.prepare_loader(each, shuffle=False) for each in loaders.as_list(given)]
+        return found, [loaders.num_batches(each, limit, name=f"limit_{source}_batches") for each in found]
+
+    def _ask_for_loader(self, source: str) -> Any:
+        """The loader that was given, or else the data module's, or else the module's."""
+        if self._sources.get(source) is not None:
+            return self._sources[source]
+        name = f"{source}_dataloader"
+        for owner in (self.datamodule, self._module):
+            if owner is not None and is_overridden(name, owner, DataHooks):
+                if self.hooks is not None:
+                    self.hooks.current = name
+                return getattr(owner, name)()
+        return None
+
+    # ---- loaders of a fit
+
+    def load_train_batches(self) -> None:
+        """Ask for the training loader, and see how many batches it has."""
+        loader = self._ask_for_loader("train")
+        if loader is None:
+            raise MisconfigurationError(
+                "There is no training data: give train_dataloaders=..., a datamodule, or define 'train_dataloader'."
+            )
+        if (
+            isinstance(loader, Mapping | list | tuple)
+            and loader
+            and all(
+                isinstance(each, torch.utils.data.DataLoader)
+                for each in (loader.values() if isinstance(loader, Mapping) else loader)
+            )
+        ):
+            raise MisconfigurationError(
+                f"train_dataloader gave {len(loader)} loaders; expected one. Join their datasets "
+                "(torch.utils.data.ConcatDataset, StackDataset) in one loader."
+            )
+        limit = self.limit_train_batches
+        if self.overfit_batches:
+            loader, limit = loaders.without_shuffling(loader), self.overfit_batches
+        self.train_dataloader = self.strategy.prepare_loader(loader, shuffle=True)
+        count = loaders.num_batches(self.train_dataloader, limit, name="limit_train_batches")
+        if count == 0:
+            raise MisconfigurationError(
+                f"The training loader has no batches to take (length {loaders.length_of(loader)}, limit_train_batches {limit})."
+            )
+        self.num_training_batches = math.inf if count is None else count
+        if loaders.length_of(self.train_dataloader) is None:
+            self.num_training_batches = math.inf  # a limit on a stream bounds it, and it may end before
+        self.train_batches = loaders.EpochOfBatches(self.train_dataloader, count=count)
+        self._loaded_in_epoch = self.progress.epoch
+        if (
+            isinstance(self.val_check_interval, int)
+            and self.check_val_every_n_epoch is not None
+            and (self.val_check_interval > self.num_training_batches)
+        ):
+            raise MisconfigurationError(
+                f"val_check_interval is {self.val_check_interval} batches, and an epoch has {self.num_training_batches}. "
+                "Give at most that, or set check_val_every_n_epoch=None to count across epochs."
+            )
+
+    def reload_train_batches_if_due(self) -> None:
+        """Ask for the loaders anew, every `reload_dataloaders_every_n_epochs`."""
+        every = self.reload_dataloaders_every_n_epochs
+        if every and self.progress.epoch != self._loaded_in_epoch and self.progress.epoch % every == 0:
+            self.load_train_batches()
+            self.validation_loaders = []
+
+    def load_validation_batches(self) -> None:
+        """Ask for the validation loaders, where they are not there yet."""
+        if not self.validation_loaders:
+            limit = self.overfit_batches or self.limit_val_batches
+            self.validation_loaders, self.num_val_batches = self._evaluation_loaders("val", limit)
+
+    def _has_validation(self) -> bool:
+        """Whether there is a validation step, and a loader for it."""
+        if self.limit_val_batches in {0, 0.0} and self.limit_val_batches is not None:
+            return False
+        defined = any(
+            owner is not None and is_overridden("val_dataloader", owner, DataHooks)
+            for owner in (self.datamodule, self._module)
+        )
+        return is_overridden("validation_step", self.lightning_module, LightningModule) and (
+            defined or self._sources.get("val") is not None
+        )
+
+    def is_validation_due(self) -> bool:
+        """Whether validation follows the batch that is just over."""
+        if not self._has_validation():
+            return False
+        progress, every = self.progress, self.check_val_every_n_epoch
+        if every is not None and (progress.epoch + 1) % every:
+            return False
+        interval = self.val_check_interval
+        if isinstance(interval, float):
+            if interval == 1.0 or math.isinf(self.num_training_batches):
+                return progress.is_last_batch
+            interval = max(1, int(self.num_training_batches * interval))
+        passed = progress.total_batches if every is None else progress.batch
+        return passed % interval == 0
+
+    # ---- when it ends
+
+    def is_done(self) -> bool:
+        """Whether training is over before another epoch begins."""
+        if self.max_epochs not in {None, -1} and self.progress.epoch >= int(self.max_epochs or 0):
+            return True
+        return self.may_stop_within_epoch()
+
+    def may_stop_within_epoch(self) -> bool:
+        """Whether training ends here: the last step is taken, or somebody said stop and the minimum is done."""
+        if self.max_steps != -1 and self.progress.global_step >= self.max_steps:
+            return True
+        if not self.should_stop:
+            return False
+        epochs_done = self.progress.epoch + (
+            self.progress.stage == "epoch_end" or self.progress.is_last_batch
+        )
+        if not self.progress.is_inside_epoch:
+            epochs_done = self.progress.epoch
+        return epochs_done >= (self.min_epochs or 0) and self.progress.global_step >= (self.min_steps or 0)
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """The number of optimizer steps of the whole run; `math.inf` where nothing bounds it."""
+        if self.train_dataloader is None:
+            self.load_train_batches()
+        return loop.total_steps(
+            self.num_training_batches,
+            accumulate=self.accumulate_grad_batches,
+            max_epochs=self.max_epochs,
+            max_steps=self.max_steps,
+        )
+
+    # ---- frozen and trainable
+
+    def establish_modes(self) -> None:
+        """Give every module its mode; say once which trainable ones were found in evaluation mode."""
+        module = self.lightning_module
+        woken = freezing.establish_modes(module)
+        if woken and not self.__dict__.get("_said_woken"):
+            self._said_woken = True
+            names = ", ".join(repr(name or type(module).__name__) for name in woken[:5])
+            more = f" and {len(woken) - 5} more" if len(woken) > 5 else ""
+            self.say(
+                f"Trainable, and found in evaluation mode: {names}{more}. They train in training mode from here on; to keep "
+                "one in evaluation mode, call headstart.freezing.pin_mode(module, 'eval')."
+            )
+
+    def observe_trainable_set(self) -> None:
+        """React to a change of what trains, whoever made it: modes, the distributed wrapper, the schedulers."""
+        module = self.lightning_module
+        trainable = freezing.trainable_names(module)
+        if trainable != self._trainable:
+            self._trainable = trainable
+            self.strategy.wrap(module)
+            self.training_step, self.training_step_arity = self.step_function("training_step")
+            self.establish_modes()
+        else:
+            freezing.establish_modes(module, only_frozen=True)
+        for config in self.lr_scheduler_configs:
+            sync_scheduler(config.scheduler)
+
+    def audit(self, model: LightningModule | None = None, batch: Any = None) -> freezing.Audit:
+        """Give one table of what is frozen, what trains, in which group, at which rate, and what a step costs.
+
+        Args:
+            model: The module; `None` takes the one of the last run.
+            batch: A training batch for the FLOPs; `None` takes `model.example_input_array`, or counts nothing.
+
+        Returns:
+            The audit: print it, or call its `check`.
+        """
+        module = self._model_or_last(model)
+        step: Callable[[], Any] | None = None
+        if batch is not None:
+
+            def step() -> Any:
+                return module.training_step(*(batch, 0)[: self.step_function_arity(module)])
+        elif module.example_input_array is not None:
+            example = module.example_input_array
+
+            def step() -> Any:
+                return module(*example) if isinstance(example, tuple) else module(example)
+
+        own = self.optimizers if module is self._module else []
+        with isolated_random_state():
+            return freezing.audit(module, optimizers=own, step=step)
+
+    @staticmethod
+    def step_function_arity(module: LightningModule) -> int:
+        """How many of (batch, batch_idx) `training_step` takes."""
+        return min(2, len(inspect.signature(module.training_step).parameters))
+
+    # ---- manual optimization
+
+    def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """What `LightningModule.manual_backward` calls."""
+        self.hooks("on_before_backward", loss)
+        self.lightning_module.backward(self.precision_plugin.scale(loss), *args, **kwargs)
+        self.hooks("on_after_backward")
+
+    def manual_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """What `optimizer.step()` does in manual optimization."""
+        if closure is not None and not needs_closure(optimizer):
+            with torch.enable_grad():
+                closure()
+            closure = None
+        self.precision_plugin.unscale(optimizer)
+        self.hooks("on_before_optimizer_step", optimizer)
+        if closure is None:
+            taken = self.precision_plugin.step(optimizer, lambda: optimizer.step(**kwargs))
+        else:
+            taken = optimizer.step(closure, **kwargs)
+        self.progress.global_step += 1
+        self.hooks.current = "training_step"
+        return taken
+
+    # ---- logging
+
+    def record(
+        self, name: str, value: Any, *, rank_zero_only: bool, batch_size: int | None, **options: Any
+    ) -> None:
+        """What `self.log` calls."""
+        add_index = options.pop("add_dataloader_idx")
+        options.pop("sync_dist_group")
+        if rank_zero_only and not self.is_global_zero:
+            return
+        results = self.results if self.evaluation_results is None else self.evaluation_results
+        if self.current_loader is not None and add_index and self._num_evaluated_loaders > 1:
+            name = f"{name}/dataloader_idx_{self.current_loader}"
+        weight = batch_size if batch_size is not None else self._current_batch_size
+        results.record(name, value, hook=self.hooks.current, batch_size=weight, **options)
+
+    def _current_batch_size(self) -> int:
+        return batch_size_of(self.current_batch) if self.hooks.current not in {"on_train_epoch_end"} else 1
+
+    @property
+    def callback_metrics(self) -> dict[str, Any]:
+        """Every value logged so far, the latest under each name: scalars, detached."""
+        metrics = dict(self._kept_metrics)
+        if self.results_are_complete:
+            metrics |= self.results.callback_values()
+        else:
+            metrics |= {entry.name: value for entry, _, value in self.results.step_values(only_fresh=False)}
+            metrics |= {key: value for _, key, value in self.results.step_values(only_fresh=False)}
+        if self.evaluation_results is not None and self.evaluation_is_complete:
+            metrics |= self.evaluation_results.callback_values()
+        return metrics
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, Any]:
+        """The latest values logged with `prog_bar=True`, as numbers."""
+        metrics = dict(self._kept_bar_metrics)
+        metrics |= {
+            key: value for entry, key, value in self.results.step_values(only_fresh=False) if entry.prog_bar
+        }
+        if self.results_are_complete:
+            metrics |= {key: value for entry, key, value in self.results.epoch_values() if entry.prog_bar}
+        return {key: float(value) for key, value in metrics.items()}
+
+    def log_training_step(self, *, stepped: bool) -> None:
+        """Give this step's values to the loggers, every `log_every_n_steps` steps."""
+        due = stepped and (self.progress.logged_steps + 1) % self.log_every_n_steps == 0
+        if (due or self.fast_dev_run) and self.results.entries:
+            values = {key: value for entry, key, value in self.results.step_values() if entry.logger}
+            if values:
+                self._log(values, self.progress.logged_steps)
+        self.results.close_step()
+
+    def close_training_epoch(self) -> None:
+        """Keep and log the values of the epoch that is over."""
+        values = list(self.results.epoch_values())
+        self._kept_metrics |= self.results.callback_values()
+        self._kept_bar_metrics |= {key: value for entry, key, value in values if entry.prog_bar}
+        self._log(
+            {key: value for entry, key, value in values if entry.logger},
+            max(self.progress.logged_steps - 1, 0),
+        )
+
+    def begin_evaluation(self, num_loaders: int) -> Results:
+        """Begin to collect the values of a validation or test."""
+        self.evaluation_results = Results(self.strategy)
+        self.evaluation_is_complete = False
+        self._num_evaluated_loaders = num_loaders
+        return self.evaluation_results
+
+    def close_evaluation(self, num_loaders: int) -> list[dict[str, float]]:
+        """Keep and log what was collected, and give it as numbers, a dict for each loader."""
+        results = self.evaluation_results
+        assert results is not None
+        values = list(results.epoch_values())
+        self._kept_metrics |= results.callback_values()
+        self._kept_bar_metrics |= {key: value for entry, key, value in values if entry.prog_bar}
+        if not self.sanity_checking:
+            # In fit, beside the training values of the step just taken; afterwards, at the number of steps taken.
+            step = self.progress.logged_steps
+            self._log({key: value for entry, key, value in values if entry.logger}, step)
+        suffixes = [f"/dataloader_idx_{index}" for index in range(num_loaders)]
+        return [
+            {
+                key: float(value)
+                for _, key, value in values
+                if key.endswith(suffixes[index]) or not any(key.endswith(each) for each in suffixes)
+            }
+            for index in range(num_loaders)
+        ]
+
+    def end_evaluation(self) -> None:
+        """Forget what was collected, and reset its metrics."""
+        if self.evaluation_results is not None:
+            self.evaluation_results.reset()
+        self.evaluation_results = None
+        self.evaluation_is_complete = False
+
+    def forget_metrics(self) -> None:
+        """Begin with no logged values."""
+        self._kept_metrics, self._kept_bar_metrics, self.logged_metrics = {}, {}, {}
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        if not values:
+            return
+        numbers = {key: float(value) for key, value in values.items()}
+        self.logged_metrics = {
+            **self.logged_metrics,
+            **{key: torch.as_tensor(value) for key, value in values.items()},
+        }
+        if self.is_global_zero and not self.fast_dev_run:
+            numbers["epoch"] = self.current_epoch
+            for each in self.loggers:
+                each.log_metrics(numbers, step=step)
+                each.save()
+
+    def _log_hyper_parameters(self) -> None:
+        owners = [each for each in (self.datamodule, self.lightning_module) if each is not None]
+        values: dict[str, Any] = {}
+        for owner in owners:
+            if owner.__dict__.get("_hparams_for_logger"):
+                values |= dict(owner.hparams)
+        for each in self.loggers if self.is_global_zero else []:
+            each.log_hyperparams(values)
+            each.save()
+
+    # ---- checkpoints
+
+    def dump_checkpoint(self, *, weights_only: bool = False) -> dict[str, Any]:
+        """Give what `save_checkpoint` writes."""
+        module = self.lightning_module
+        checkpoint: dict[str, Any] = {
+            "epoch": self.current_epoch,
+            "global_step": self.global_step,
+            # The layout of the file follows this version of the field's most used trainer, which can read it.
+            "pytorch-lightning_version": "2.6.0",
+            "headstart_version": __version__,
+            "state_dict": module.state_dict(),
+        }
+        if not weights_only:
+            checkpoint["loops"] = self._training_state()
+            checkpoint["callbacks"] = {
+                each.state_key: state for each in self.callbacks if (state := each.state_dict())
+            }
+            checkpoint |= self._states_of_optimizers()
+        for owner, prefix in ((module, ""), (self.datamodule, "datamodule_")):
+            if owner is not None and owner.hparams:
+                checkpoint[f"{prefix}hparams_name"] = owner.__dict__.get("_hparams_name", "kwargs")
+                checkpoint[f"{prefix}hyper_parameters"] = dict(owner.hparams)
+        if self.datamodule is not None:
+            state = self.datamodule.state_dict()
+            if state:
+                checkpoint[type(self.datamodule).__qualname__] = state
+            self.datamodule.on_save_checkpoint(checkpoint)
+        if not weights_only:
+            for callback in self.callbacks:
+                callback.on_save_checkpoint(self, module, checkpoint)
+        module.on_save_checkpoint(checkpoint)
+        return checkpoint
+
+    def _training_state(self) -> dict[str, Any]:
+        """What a resume needs beside weights, optimizers, schedulers and callbacks."""
+        module, progress = self.lightning_module, self.progress
+        state: dict[str, Any] = {
+            "progress": progress.state_dict(),
+            "trainable": freezing.trainable_names(module),
+            "param_groups": [group_names(each, module) for each in self.optimizers],
+            "random_state": self.train_batches.random_state(),
+            "metrics": dict(self._kept_metrics),
+            "bar_metrics": dict(self._kept_bar_metrics),
+        }
+        if self.evaluation_results is not None and self.evaluation_is_complete:
+            state["metrics"] |= self.evaluation_results.callback_values()
+        if progress.is_inside_epoch:
+            state["order"] = self.train_batches.state_dict()
+            state["results"] = self.results.state_dict()
+            state["metric_states"] = metric_states(module)
+        if progress.accumulated:
+            state["gradients"] = {
+                name: parameter.grad
+                for name, parameter in module.named_parameters()
+                if parameter.grad is not None
+            }
+        return state
+
+    def _states_of_optimizers(self) -> dict[str, Any]:
+        return {
+            "optimizer_states": [each.state_dict() for each in self.optimizers],
+            "lr_schedulers": [each.scheduler.state_dict() for each in self.lr_scheduler_configs],
+            "precision": self.precision_plugin.state_dict(),
+        }
+
+    def _read(self, ckpt_path: str | Path) -> dict[str, Any]:
+        self.ckpt_path = self._resolve(ckpt_path)
+        return read_checkpoint(self.ckpt_path, map_location=self.strategy.device)
+
+    def _resolve(self, ckpt_path: str | Path) -> str:
+        if ckpt_path not in {"best", "last"}:
+            return str(ckpt_path)
+        callback = self.checkpoint_callback
+        if callback is None:
+            raise MisconfigurationError(
+                f"ckpt_path={ckpt_path!r} needs a ModelCheckpoint callback, and there is none."
+            )
+        path = getattr(callback, "best_model_path" if ckpt_path == "best" else "last_model_path", "")
+        if not path and ckpt_path == "last":
+            path = _newest_last(callback, self)
+        if not path:
+            raise MisconfigurationError(
+                f"ckpt_path={ckpt_path!r}, and the ModelCheckpoint has saved none yet"
+                f"{' (it needs save_last=True)' if ckpt_path == 'last' else ''}."
+            )
+        return str(path)
+
+    def _restore_weights(self, checkpoint: dict[str, Any]) -> None:
+        module = self.lightning_module
+        if "state_dict" not in checkpoint:
+            raise CheckpointError(
+                f"{self.ckpt_path} has no 'state_dict'. It holds: {', '.join(map(str, checkpoint))}."
+            )
+        if self.datamodule is not None:
+            self.datamodule.on_load_checkpoint(checkpoint)
+            key = type(self.datamodule).__qualname__
+            if key in checkpoint:
+                self.datamodule.load_state_dict(checkpoint[key])
+        module.on_load_checkpoint(checkpoint)
+        load_weights(
+            module, checkpoint["state_dict"], strict=bool(module.strict_loading), source=str(self.ckpt_path)
+        )
+
+    def _restore_callbacks(self, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint.get("callbacks") or {}
+        known = {each.state_key for each in self.callbacks}
+        lost = [key for key in states if key not in known]
+        if lost:
+            self.warn(
+                f"The checkpoint holds the state of callbacks that this trainer does not have: {', '.join(lost)}."
+            )
+        for callback in self.callbacks:
+            callback.on_load_checkpoint(self, self.lightning_module, checkpoint)
+            if callback.state_key in states:
+                callback.load_state_dict(dict(states[callback.state_key]))
+
+    def _restore_training(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
+        """Put a run back where it was: what trains, the groups, optimizers, schedulers, progress, values."""
+        module = self.lightning_module
+        if "progress" not in state:
+            # A checkpoint of another trainer: it says how far, and nothing of the order within an epoch.
+            begun = state.get("fit_loop", {}).get("epoch_progress", {}).get("current", {}).get("ready")
+            steps = int(checkpoint.get("global_step", 0))
+            epoch = int(checkpoint.get("epoch", -1)) + 1 if begun is None else int(begun)
+            self.progress = loop.Progress(epoch=epoch, global_step=steps, logged_steps=steps)
+        else:
+            self.progress = loop.Progress(**state["progress"])
+            freezing.set_trainable(module, state["trainable"])
+            for optimizer, names in zip(self.optimizers, state["param_groups"], strict=False):
+                regroup(optimizer, names, module)
+            self._kept_metrics, self._kept_bar_metrics = dict(state["metrics"]), dict(state["bar_metrics"])
+            if "results" in state:
+                self.results.load_state_dict(state["results"])
+                load_metric_states(module, state["metric_states"])
+            for name, gradient in state.get("gradients", {}).items():
+                module.get_parameter(name).grad = gradient
+        for config in self.lr_scheduler_configs:
+            sync_scheduler(config.scheduler)
+        source = checkpoint or state
+        self._load_states("optimizer", self.optimizers, source.get("optimizer_states"))
+        self._load_states(
+            "scheduler",
+            [config.scheduler for config in self.lr_scheduler_configs],
+            source.get("lr_schedulers"),
+        )
+        self.precision_plugin.load_state_dict(source.get("precision") or {})
+
+    def stand_again(self) -> None:
+        """On a resume: the loader at the batch, and the random generators in the state, in which the run was cut."""
+        memory, self._memory = self._memory, None
+        if memory is None or "progress" not in memory:
+            return
+        if self.progress.batch:
+            self.train_batches.resume(
+                memory["order"], batch=self.progress.batch, random_state=memory["random_state"]
+            )
+        if self.ckpt_path is not None:  # a run that goes on in the same process has its random state
+            restore_random_state(memory["random_state"]["random"])
+
+    def _load_states(self, kind: str, owners: list[Any], states: list[Any] | None) -> None:
+        if states is None:
+            self.warn(
+                f"The checkpoint holds no {kind} state (was it saved with weights only?): {kind}s begin anew."
+            )
+            return
+        if len(owners) != len(states):
+            raise CheckpointError(
+                f"{self.ckpt_path} holds {len(states)} {kind} states, and configure_optimizers gave {len(owners)} {kind}s."
+            )
+        for owner, state in zip(owners, states, strict=True):
+            try:
+                owner.load_state_dict(state)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{self.ckpt_path}: the {kind}'s state does not fit: {error}"
+                ) from error
+
+    # ---- what a program asks of its trainer
+
+    @property
+    def lightning_module(self) -> LightningModule:
+        """The module of the current or last run."""
+        assert self._module is not None
+        return self._module
+
+    @property
+    def model(self) -> LightningModule | None:
+        """The module of the current or last run, or `None`."""
+        return self._module
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch that is running, from 0; after fit, the number of epochs done."""
+        return self.progress.epoch
+
+    @property
+    def global_step(self) -> int:
+        """The number of optimizer steps taken, over all epochs."""
+        return self.progress.global_step
+
+    @property
+    def logger(self) -> Any:
+        """The first logger, or `None`."""
+        return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: Any) -> None:
+        self.loggers = [] if logger is None else [logger]
+
+    @property
+    def log_dir(self) -> str:
+        """The first logger's folder, or `default_root_dir`."""
+        found = getattr(self.logger, "log_dir", None) if self.loggers else None
+        return str(found or self.default_root_dir)
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the process that prints, logs and saves."""
+        return self.strategy.is_global_zero
+
+    @property
+    def global_rank(self) -> int:
+        """The number of this process among all."""
+        return self.strategy.global_rank
+
+    @property
+    def local_rank(self) -> int:
+        """The number of this process on its machine."""
+        return self.strategy.local_rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+        return self.strategy.world_size
+
+    @property
+    def num_devices(self) -> int:
+        """The number of devices on this machine."""
+        return self.strategy.world_size
+
+    @property
+    def precision(self) -> str:
+        """The number format's name."""
+        return self.precision_plugin.name
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether `fit` is running, its validation included."""
+        return bool(self.state.fn == "fit" and self.state.status == "running")
+
+    @property
+    def training(self) -> bool:
+        """Whether training batches are running."""
+        return self.stage == "train"
+
+    @property
+    def validating(self) -> bool:
+        """Whether validation is running (the sanity check is not meant)."""
+        return self.stage == "validate" and not self.sanity_checking
+
+    @property
+    def testing(self) -> bool:
+        """Whether the test is running."""
+        return self.stage == "test"
+
+    @property
+    def predicting(self) -> bool:
+        """Whether prediction is running."""
+        return self.stage == "predict"
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether validation or the test is running."""
+        return self.stage in {"validate", "test"}
+
+    @property
+    def val_dataloaders(self) -> Any:
+        """The validation loaders: one, or a list."""
+        return (
+            self.validation_loaders[0]
+            if len(self.validation_loaders) == 1
+            else self.validation_loaders or None
+        )
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether fit validates."""
+        return self._has_validation()
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the training batch that is running is the epoch's last."""
+        return self.progress.is_last_batch
+
+    @property
+    def fit_loop(self) -> Trainer:
+        """The trainer itself: programs read and set `trainer.fit_loop.max_epochs`."""
+        return self
+
+    def _callbacks_of(self, name: str) -> list[Callback]:
+        return [each for each in self.callbacks if any(cls.__name__ == name for cls in type(each).__mro__)]
+
+    @property
+    def checkpoint_callbacks(self) -> list[Any]:
+        """The `ModelCheckpoint` callbacks."""
+        return self._callbacks_of("ModelCheckpoint")
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first `ModelCheckpoint`, or `None`."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[Any]:
+        """The `EarlyStopping` callbacks."""
+        return self._callbacks_of("EarlyStopping")
+
+    @property
+    def early_stopping_callback(self) -> Any:
+        """The first `EarlyStopping`, or `None`."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> Any:
+        """The progress bar, or `None`."""
+        return next(iter(self._callbacks_of("ProgressBar")), None)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the first process, without breaking the progress bar."""
+        if not self.is_global_zero:
+            return
+        bar = self.progress_bar_callback
+        if bar is not None and hasattr(bar, "print"):
+            bar.print(*args, **kwargs)
+        else:
+            print(*args, **kwargs)
+
+    def say(self, message: str) -> None:
+        """Tell the user something about the run, once, on the first process."""
+        if self.is_global_zero:
+            print(message, file=sys.stderr)
+
+    def warn(self, message: str) -> None:
+        """Warn the user, on the first process."""
+        if self.is_global_zero:
+            warnings.warn(message, stacklevel=3)
+
+    # ---- building
+
+    def to_device(self, batch: Any, loader_idx: int) -> Any:
+        """Move a batch to the device, through the transfer hooks."""
+        owner = self._transfer_hooks
+        outer, self.hooks.current = self.hooks.current, "on_before_batch_transfer"
+        batch = owner.on_before_batch_transfer(batch, loader_idx)
+        batch = owner.transfer_batch_to_device(batch, self.strategy.device, loader_idx)
+        batch = owner.on_after_batch_transfer(batch, loader_idx)
+        batch = self.precision_plugin.convert_batch(batch)
+        self.hooks.current = outer
+        return batch
+
+    def _make_it_a_trial(self, batches: int) -> None:
+        self.max_epochs, self.max_steps = 1, batches
+        self.limit_train_batches = self.limit_val_batches = self.limit_test_batches = (
+            self.limit_predict_batches
+        ) = batches
+        self.num_sanity_val_steps = 0
+        self.val_check_interval = 1.0
+        self.check_val_every_n_epoch = 1
+
+    def _make_loggers(self, logger: Any) -> list[Any]:
+        if self.fast_dev_run or logger is False:
+            return []
+        if logger is None or logger is True:
+            from importlib.util import find_spec
+
+            from headstart import loggers
+
+            default = loggers.TensorBoardLogger if find_spec("tensorboard") else loggers.CSVLogger
+            return [default(self.default_root_dir)]
+        return list(logger) if isinstance(logger, list | tuple) else [logger]
+
+    def _make_callbacks(
+        self,
+        given: Callback | list[Callback] | None,
+        *,
+        checkpointing: bool,
+        progress_bar: bool,
+        model_summary: bool,
+        max_time: Any,
+    ) -> list[Callback]:
+        callbacks = [given] if isinstance(given, Callback) else list(given or [])
+        for each in callbacks:
+            if not isinstance(each, Callback):
+                raise TypeError(f"callbacks received {type(each).__name__}; expected Callback objects.")
+        kinds = {cls.__name__ for each in callbacks for cls in type(each).__mro__}
+        if not checkpointing and "ModelCheckpoint" in kinds and not self.fast_dev_run:
+            raise MisconfigurationError(
+                "enable_checkpointing=False, and callbacks holds a ModelCheckpoint. Choose one."
+            )
+        if self.fast_dev_run:
+            callbacks = [
+                each
+                for each in callbacks
+                if "ModelCheckpoint" not in {c.__name__ for c in type(each).__mro__}
+            ]
+        from headstart import callbacks as own
+
+        if progress_bar and "ProgressBar" not in kinds:
+            callbacks.append(own.RichProgressBar())
+        if model_summary and "ModelSummary" not in kinds:
+            callbacks.append(own.ModelSummary())
+        if max_time is not None:
+            callbacks.append(own.Timer(duration=max_time))
+        if checkpointing and "ModelCheckpoint" not in kinds:
+            callbacks.append(own.ModelCheckpoint())
+        keys = [each.state_key for each in callbacks]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise MisconfigurationError(
+                f"Two callbacks have the state_key {twice!r}: in a checkpoint the one's state would overwrite the other's. "
+                "Override the property state_key in one of them."
+            )
+        return _in_order(callbacks)
+
+
+def _in_order(callbacks: list[Callback]) -> list[Callback]:
+    """As given, `ModelCheckpoint` last."""
+    return sorted(
+        callbacks, key=lambda each: any(cls.__name__ == "ModelCheckpoint" for cls in type(each).__mro__)
+    )
+
+
+def _refuse_unknown(unknown: dict[str, Any]) -> None:
+    if not unknown:
+        return
+    name = next(iter(unknown))
+    known = [
+        each for each in inspect.signature(Trainer.__init__).parameters if each not in {"self", "unknown"}
+    ]
+    raise UnknownArgumentError(
+        f"Trainer takes no argument {name!r}.{did_you_mean(name, known)} It takes: {', '.join(known)}."
+    )
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Refuse values that make no sense, each with its name."""
+    for name in ("max_epochs", "max_steps", "num_sanity_val_steps"):
+        value = settings[name]
+        if value is not None and value < -1:
+            raise MisconfigurationError(f"{name} is {value}; expected -1 (no bound), 0 or more.")
+    for name in (
+        "limit_train_batches",
+        "limit_val_batches",
+        "limit_test_batches",
+        "limit_predict_batches",
+        "overfit_batches",
+    ):
+        value = settings[name]
+        if value is not None and (value < 0 or (isinstance(value, float) and value > 1.0)):
+            raise MisconfigurationError(
+                f"{name} is {value}; expected a fraction from 0.0 to 1.0, or a number of batches."
+            )
+    interval = settings["val_check_interval"]
+    if interval is not None and (interval <= 0 or (isinstance(interval, float) and interval > 1.0)):
+        raise MisconfigurationError(
+            f"val_check_interval is {interval}; expected a fraction of an epoch from above 0.0 to 1.0, or a number of batches."
+        )
+    if settings["accumulate_grad_batches"] < 1:
+        raise MisconfigurationError(
+            f"accumulate_grad_batches is {settings['accumulate_grad_batches']}; expected 1 or more."
+        )
+    if settings["gradient_clip_algorithm"] not in {None, "norm", "value"}:
+        raise MisconfigurationError(
+            f"gradient_clip_algorithm is {settings['gradient_clip_algorithm']!r}; expected 'norm' or 'value'."
+        )
+    strategy = settings["strategy"]
+    if not isinstance(strategy, Strategy) and strategy not in {"auto", "single_device"}:
+        raise MisconfigurationError(
+            f"strategy is {strategy!r}; expected 'auto' or a Strategy. Training runs in one process."
+        )
+    if settings["num_nodes"] != 1:
+        raise MisconfigurationError(f"num_nodes is {settings['num_nodes']}; training runs on one machine.")
+
+
+def _device(accelerator: str, devices: Any) -> torch.device:
+    """The device of the one process."""
+    known = ("auto", "cpu", "gpu", "cuda", "mps")
+    if accelerator not in known:
+        raise MisconfigurationError(
+            f"accelerator is {accelerator!r}; expected one of {', '.join(known)}.{did_you_mean(str(accelerator), known)}"
+        )
+    count = len(devices) if isinstance(devices, list | tuple) else devices
+    if count not in {"auto", 1, "1", -1, "-1"}:
+        raise MisconfigurationError(
+            f"devices is {devices!r}; training runs on one device: give 1, 'auto', or [its number]."
+        )
+    index = devices[0] if isinstance(devices, list | tuple) else 0
+    if accelerator in {"gpu", "cuda"} or (accelerator == "auto" and torch.cuda.is_available()):
+        if torch.cuda.is_available():
+            return torch.device("cuda", index)
+        if accelerator == "cuda":
+            raise MisconfigurationError(
+                "accelerator is 'cuda', and torch finds no CUDA device. Use 'auto' or 'cpu'."
+            )
+    if accelerator in {"gpu", "mps"} or (accelerator == "auto" and torch.backends.mps.is_available()):
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        raise MisconfigurationError(
+            f"accelerator is {accelerator!r}, and torch finds no such device. Use 'auto' or 'cpu'."
+        )
+    return torch.device("cpu")
+
+
+def _toggling(module: LightningModule) -> Callable[[Optimizer], Any]:
+    @contextmanager
+    def toggle(optimizer: Optimizer) -> Iterator[None]:
+        module.toggle_optimizer(optimizer)
+        try:
+            yield
+        finally:
+            module.untoggle_optimizer(optimizer)
+
+    return toggle
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def freezing_report(module: LightningModule) -> list[str]:
+    """What of `module` is pinned to a mode against the rule, a line each, for the run's log."""
+    return [
+        f"Pinned: {name or type(module).__name__} stays in {'evaluation' if mode == 'eval' else 'training'} mode."
+        for name, mode in freezing.pinned_modules(module).items()
+    ]
+
+
+def _newest_last(callback: Any, trainer: Trainer) -> str:
+    """The newest file that a ModelCheckpoint of an earlier process left as its last."""
+    folder = getattr(callback, "dirpath", None)
+    if not folder or not Path(folder).is_dir():
+        return ""
+    found = sorted(Path(folder).glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return str(found[-1]) if found else ""
+
+
+def _print_summary(fn: str, summary: list[dict[str, float]]) -> None:
+    for index, values in enumerate(summary):
+        title = fn if len(summary) == 1 else f"{fn}, loader {index}"
+        width = max(map(len, values), default=0)
+        print("\n".join([title, *(f"  {name.ljust(width)}  {value:.6g}" for name, value in values.items())]))
