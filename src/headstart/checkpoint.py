@@ -11,6 +11,7 @@ import inspect
 import os
 import pickle
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from urllib.request import urlopen
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from headstart.errors import CheckpointError, UnknownArgumentError, did_you_mean, missing_dependency
 
@@ -121,22 +123,18 @@ def _download(url: str) -> Path:
     kept = cache / f"{hashlib.sha256(url.encode()).hexdigest()}.ckpt"
     if not kept.is_file() or _digest(kept) != digest:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, suffix=".tmp", delete=False) as file:
-            try:
-                with urlopen(address) as response:  # noqa: S310 (http and https only, checked by the caller)
-                    while piece := response.read(1 << 20):
-                        file.write(piece)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            arrived = Path(folder) / "arrived"
+            with urlopen(address) as response, arrived.open("wb") as file:  # noqa: S310 (http or https: the caller checked)
+                shutil.copyfileobj(response, file)
                 file.flush()
                 os.fsync(file.fileno())
-                received = _digest(Path(file.name))
-                if received != digest:
-                    raise CheckpointError(
-                        f"{address} has the SHA-256 {received}; expected {digest}. It was not kept."
-                    )
-                os.replace(file.name, kept)  # noqa: PTH105
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            received = _digest(arrived)
+            if received != digest:
+                raise CheckpointError(
+                    f"{address} has the SHA-256 {received}; expected {digest}. It was not kept."
+                )
+            arrived.replace(kept)
     return kept
 
 
@@ -260,7 +258,7 @@ def load_weights(
         if isinstance(value, torch.Tensor)
         and isinstance(own.get(name), torch.Tensor)
         and value.shape != own[name].shape
-        and not isinstance(own[name], nn.parameter.UninitializedTensorMixin)
+        and not is_lazy(own[name])
     }
     if mismatched and on_mismatch == "error":
         raise CheckpointError(

@@ -83,10 +83,10 @@ class DataHooks:
         self.__dict__["_hparams_for_logger"] = logger
         # A mapping passed whole (`save_hyperparameters(config)`) goes back into `__init__` whole.
         whole = len(args) == 1 and not isinstance(args[0], str)
-        self.__dict__["_hparams_name"] = _name_of_argument(self, args[0], frame) if whole else "kwargs"
+        self.__dict__["_hparams_name"] = _name_of_argument(args[0], frame) if whole else "kwargs"
 
 
-def _name_of_argument(owner: object, value: Any, frame: Any) -> str:
+def _name_of_argument(value: Any, frame: Any) -> str:
     import inspect
 
     caller = frame or inspect.currentframe()

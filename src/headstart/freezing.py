@@ -81,7 +81,7 @@ def set_trainable(module: nn.Module, names: Iterable[str]) -> None:
     unknown = wanted - {name for name, _ in module.named_parameters()}
     if unknown:
         raise MisconfigurationError(
-            f"{sorted(unknown)[0]!r} is to train, but {type(module).__name__} has no parameter of that name. "
+            f"{min(unknown)!r} is to train, but {type(module).__name__} has no parameter of that name. "
             "Was the module built with other arguments than the one that was saved?"
         )
     for name, parameter in module.named_parameters():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
@@ -87,7 +87,7 @@ def without_shuffling(loader: Any) -> Any:
     return DataLoader(
         loader.dataset,
         batch_size=loader.batch_size,
-        sampler=SequentialSampler(loader.dataset),
+        sampler=SequentialSampler(cast("Sized", loader.dataset)),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -102,7 +102,8 @@ def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the samplers which epoch begins (`DistributedSampler.set_epoch`)."""
     sampler = getattr(loader, "sampler", None)
     batch_sampler = getattr(loader, "batch_sampler", None)
-    for each in dict.fromkeys([sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]):
+    owners: list[Any] = [sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
+    for each in dict.fromkeys(owners):
         if callable(getattr(each, "set_epoch", None)):
             each.set_epoch(epoch)
 

@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,12 +79,11 @@ def fit(trainer: Trainer) -> None:
 
 def _train_epoch(trainer: Trainer) -> None:
     """One epoch, or the rest of one that a checkpoint was taken in."""
-    progress, hooks, results = trainer.progress, trainer.hooks, trainer.results
+    progress, hooks, logbook = trainer.progress, trainer.hooks, trainer.logbook
     resuming = progress.is_inside_epoch
     if not resuming:
         trainer.reload_train_batches_if_due()
-        results.reset()
-        trainer.results_are_complete = False
+        logbook.begin_training_epoch()
         loaders.set_epoch(trainer.train_dataloader, progress.epoch)
         trainer.establish_modes()
         hooks("on_train_epoch_start")
@@ -108,9 +107,9 @@ def _train_epoch(trainer: Trainer) -> None:
                 if trainer.may_stop_within_epoch():
                     break
         progress.stage = "epoch_end"
-        trainer.results_are_complete = True
+        logbook.training_is_complete = True
         hooks("on_train_epoch_end")
-    trainer.close_training_epoch()
+    logbook.close_training_epoch()
     _step_schedulers(trainer, "epoch", watching=True)
     progress.epoch += 1
     progress.batch = 0
@@ -185,7 +184,7 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         if progress.is_last_batch:
             _step_schedulers(trainer, "epoch", watching=False)
     hooks("on_train_batch_end", outputs, batch, batch_idx)
-    trainer.log_training_step(stepped=steps_now)
+    trainer.logbook.close_training_step(stepped=steps_now)
     return None
 
 
@@ -325,7 +324,7 @@ def sanity_check(trainer: Trainer) -> None:
     trainer.num_sanity_val_batches = limits
     evaluate(trainer, "validation", trainer.validation_loaders, limits)
     trainer.hooks("on_sanity_check_end")
-    trainer.forget_metrics()
+    trainer.logbook.forget()
     trainer.sanity_checking = False
 
 
@@ -339,17 +338,21 @@ def validate_within_fit(trainer: Trainer) -> None:
 
 
 def evaluate(
-    trainer: Trainer, kind: Literal["validation", "test"], all_loaders: list[Any], limits: list[int | None]
+    trainer: Trainer,
+    kind: Literal["validation", "test"],
+    all_loaders: list[Any],
+    limits: Sequence[float | None],
 ) -> list[dict[str, float]]:
     """Run `validation_step` or `test_step` over every loader, and give what was logged, a dict for each loader."""
-    hooks, results = trainer.hooks, trainer.begin_evaluation(len(all_loaders))
+    hooks, logbook = trainer.hooks, trainer.logbook
+    results = logbook.begin_evaluation(len(all_loaders))
     step, arity = trainer.step_function(f"{kind}_step")
     several = len(all_loaders) > 1
     with _evaluation_mode(trainer, kind):
         hooks(f"on_{kind}_start")
         hooks(f"on_{kind}_epoch_start")
         for loader_idx, (loader, limit) in enumerate(zip(all_loaders, limits, strict=True)):
-            trainer.current_loader = loader_idx
+            logbook.current_loader = loader_idx
             tail = (loader_idx,) if several else ()
             for batch_idx, batch in _limited(loader, limit):
                 batch = trainer.to_device(batch, loader_idx)  # noqa: PLW2901 (the same batch, on the device)
@@ -361,19 +364,19 @@ def evaluate(
                 hooks.current = ""
                 hooks(f"on_{kind}_batch_end", output, batch, batch_idx, *tail)
                 results.close_step()
-        trainer.current_loader = None
-        trainer.evaluation_is_complete = True
+        logbook.current_loader = None
+        logbook.evaluation_is_complete = True
         hooks(f"on_{kind}_epoch_end")
-        summary = trainer.close_evaluation(len(all_loaders))
+        summary = logbook.close_evaluation()
         if kind == "validation" and not trainer.sanity_checking and trainer.progress.stage == "stepped":
             # What on_validation_end saves goes on after this validation.
             trainer.progress.stage = "validated"
         hooks(f"on_{kind}_end")
-    trainer.end_evaluation()
+    logbook.end_evaluation()
     return summary
 
 
-def predict(trainer: Trainer, all_loaders: list[Any], limits: list[int | None], *, keep: bool) -> Any:
+def predict(trainer: Trainer, all_loaders: list[Any], limits: Sequence[float | None], *, keep: bool) -> Any:
     """Run `predict_step` over every loader; give its outputs, a list for each loader where there are several."""
     hooks = trainer.hooks
     step, arity = trainer.step_function("predict_step")
@@ -416,7 +419,7 @@ def _evaluation_mode(trainer: Trainer, kind: str) -> Iterator[None]:
     freezing.establish_modes(module, only_frozen=True)
 
 
-def _limited(loader: Any, limit: int | None) -> Iterator[tuple[int, Any]]:
+def _limited(loader: Any, limit: float | None) -> Iterator[tuple[int, Any]]:
     iterator = iter(loader)
     index = 0
     while limit is None or index < limit:

@@ -104,7 +104,7 @@ class Entry:
             operation = "sum" if self.reduction == "mean" else self.reduction
             total = strategy.reduce(total, operation)
             weight = float(strategy.reduce(torch.tensor(weight, dtype=torch.float64), "sum"))
-        value = total / weight if self.reduction == "mean" else total
+        value: torch.Tensor = total / weight if self.reduction == "mean" else total
         return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
 
 

@@ -383,7 +383,7 @@ class LightningModule(DataHooks, nn.Module):
         trainer: Trainer | None = self.__dict__.get("_trainer")
         if trainer is None:
             return  # a step that is called by hand, outside a run
-        trainer.record(
+        trainer.logbook.record(
             name,
             value,
             prog_bar=prog_bar,
@@ -419,7 +419,7 @@ class LightningModule(DataHooks, nn.Module):
         strict: bool | None = None,
         *,
         on_mismatch: Literal["error", "skip"] = "error",
-        weights_only: bool | None = None,
+        weights_only: bool | None = None,  # noqa: ARG003 (the field's signature)
         **kwargs: Any,
     ) -> Self:
         """Give a module built with the hyper-parameters of a checkpoint, and with its weights.
@@ -460,7 +460,7 @@ class LightningModule(DataHooks, nn.Module):
 
 
 def _first_tensor(module: nn.Module) -> torch.Tensor:
-    found = next(module.parameters(), None)
+    found: torch.Tensor | None = next(module.parameters(), None)
     if found is None:
         found = next(module.buffers(), None)
     return torch.empty(0) if found is None else found

@@ -14,7 +14,7 @@ import torch
 _MAX_SEED = 2**32 - 1  # numpy's bound
 
 
-def seed_everything(seed: int | None = None, *, workers: bool = False, verbose: bool = False) -> int:
+def seed_everything(seed: int | None = None, *, workers: bool = False, verbose: bool = False) -> int:  # noqa: ARG001
     """Seed Python's, NumPy's and torch's random generators, and give the seed.
 
     Args:
@@ -77,7 +77,7 @@ def capture_random_state() -> dict[str, Any]:
         ],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

@@ -16,27 +16,24 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from headstart import __version__, freezing, loaders, loop
+from headstart import freezing, loaders, loop, resume, settings
 from headstart.callback import Callback
-from headstart.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from headstart.checkpoint import read_checkpoint, write_checkpoint
 from headstart.datamodule import DataHooks, LightningDataModule
-from headstart.errors import CheckpointError, MisconfigurationError, UnknownArgumentError, did_you_mean
+from headstart.errors import MisconfigurationError
 from headstart.hooks import Hooks, check_names, is_overridden
-from headstart.metrics import Results, load_metric_states, metric_states
+from headstart.logbook import Logbook
 from headstart.module import LightningModule
 from headstart.optim import (
     ManagedOptimizer,
     SchedulerConfig,
-    group_names,
     needs_closure,
     read_configuration,
-    regroup,
     sync_scheduler,
 )
 from headstart.precision import Precision
 from headstart.seed import isolated_random_state, restore_random_state
 from headstart.strategy import SingleDevice, Strategy
-from headstart.transfer import batch_size_of
 
 Limit = int | float | None
 RunStage = Literal["fit", "validate", "test", "predict"]
@@ -112,8 +109,8 @@ class Trainer:
         limit_val_batches: Limit = None,
         limit_test_batches: Limit = None,
         limit_predict_batches: Limit = None,
-        overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | None = None,
+        overfit_batches: float = 0.0,
+        val_check_interval: float | None = None,
         check_val_every_n_epoch: int | None = 1,
         num_sanity_val_steps: int | None = None,
         log_every_n_steps: int | None = None,
@@ -132,8 +129,9 @@ class Trainer:
         default_root_dir: str | Path | None = None,
         **unknown: Any,
     ) -> None:
-        _refuse_unknown(unknown)
-        _check_settings(locals())
+        known = [name for name in inspect.signature(Trainer).parameters if name != "unknown"]
+        settings.refuse_unknown(unknown, known)
+        settings.check_settings(locals())
         self.max_epochs = max_epochs
         self.min_epochs = min_epochs
         self.max_steps = max_steps
@@ -166,14 +164,19 @@ class Trainer:
             torch.backends.cudnn.benchmark = benchmark
 
         self.strategy: Strategy = (
-            strategy if isinstance(strategy, Strategy) else SingleDevice(_device(accelerator, devices))
+            strategy
+            if isinstance(strategy, Strategy)
+            else SingleDevice(settings.choose_device(accelerator, devices))
         )
         self.num_nodes = num_nodes
         self.precision_plugin = Precision(precision, device=self.strategy.device)
-        self.loggers: list[Any] = self._make_loggers(logger)
-        self.callbacks: list[Callback] = self._make_callbacks(
+        self.loggers: list[Any] = settings.gather_loggers(
+            False if fast_dev_run else logger, default_root_dir=self.default_root_dir
+        )
+        self.callbacks: list[Callback] = settings.gather_callbacks(
             callbacks,
-            checkpointing=not fast_dev_run and enable_checkpointing is not False,
+            is_trial=bool(fast_dev_run),
+            checkpointing=enable_checkpointing is not False,
             progress_bar=enable_progress_bar is not False,
             model_summary=enable_model_summary is not False,
             max_time=max_time,
@@ -207,18 +210,9 @@ class Trainer:
         self.num_predict_batches: list[int | None] = []
         self.num_sanity_val_batches: list[Any] = []
         self.current_batch: Any = None
-        self.current_loader: int | None = None
         self._loaded_in_epoch = 0
 
-        # Logged values.
-        self.results = Results(self.strategy)
-        self.results_are_complete = False
-        self.evaluation_results: Results | None = None
-        self.evaluation_is_complete = False
-        self._kept_metrics: dict[str, Any] = {}
-        self._kept_bar_metrics: dict[str, Any] = {}
-        self.logged_metrics: dict[str, Any] = {}
-        self._num_evaluated_loaders = 1
+        self.logbook = Logbook(self)
 
     # ---- the four runs
 
@@ -316,7 +310,7 @@ class Trainer:
             raise MisconfigurationError(
                 "save_checkpoint: there is nothing to save before fit, validate, test or predict."
             )
-        checkpoint = self.dump_checkpoint(weights_only=weights_only)
+        checkpoint = resume.dump(self, weights_only=weights_only)
         if self.is_global_zero:
             write_checkpoint(checkpoint, filepath)
         self.strategy.barrier("save_checkpoint")
@@ -416,7 +410,7 @@ class Trainer:
         configured = [configured] if isinstance(configured, Callback) else list(configured or [])
         if configured:
             kinds = {type(each) for each in configured}
-            self.callbacks = _in_order(
+            self.callbacks = settings.in_order(
                 [each for each in self.callbacks if type(each) not in kinds] + configured
             )
 
@@ -428,25 +422,27 @@ class Trainer:
         continuing = ckpt_path is None and self._fitted is module and self.progress.global_step > 0
         checkpoint = self._read(ckpt_path) if ckpt_path is not None else None
         if continuing:
-            self._memory = {**self._training_state(), **self._states_of_optimizers()}
+            self._memory = {**resume.training_state(self), **resume.optimizer_state(self)}
         else:
             self._memory = None if checkpoint is None else dict(checkpoint.get("loops") or {})
         if not continuing:
             self.progress = loop.Progress()
-            self.forget_metrics()
+            self.logbook.forget()
         self._fitted = module
         self.hooks("on_model_built")
         if checkpoint is not None:
-            self._restore_weights(checkpoint)
-            self._restore_callbacks(checkpoint)
+            resume.restore_weights(self, checkpoint, source=str(self.ckpt_path))
+            resume.restore_callbacks(self, checkpoint)
         self.strategy.wrap(module)
         self._configure_optimizers()
         self._trainable = freezing.trainable_names(module)
         self.training_step, self.training_step_arity = self.step_function("training_step")
         self.hooks("on_fit_start")
         if self._memory is not None:
-            self._restore_training(checkpoint or {}, self._memory)
-        self._log_hyper_parameters()
+            resume.restore_training(
+                self, self._memory, checkpoint or self._memory, source=self.ckpt_path or "The last fit"
+            )
+        self.logbook.log_hyper_parameters()
         self.observe_trainable_set()
         if (
             self.max_epochs is None
@@ -497,6 +493,22 @@ class Trainer:
             arity = sum(each.kind in kinds for each in parameters)
         return self.strategy.step_function(module, name), arity
 
+    def _read(self, ckpt_path: str | Path) -> dict[str, Any]:
+        self.ckpt_path = resume.resolve(self, ckpt_path)
+        return read_checkpoint(self.ckpt_path, map_location=self.strategy.device)
+
+    def stand_again(self) -> None:
+        """On a resume: the loader at the batch, and the random generators in the state, in which the run was cut."""
+        memory, self._memory = self._memory, None
+        if memory is None or "progress" not in memory:
+            return
+        if self.progress.batch:
+            self.train_batches.resume(
+                memory["order"], batch=self.progress.batch, random_state=memory["random_state"]
+            )
+        if self.ckpt_path is not None:  # a run that goes on in the same process has its random state
+            restore_random_state(memory["random_state"]["random"])
+
     # ---- validate, test, predict
 
     def _evaluate(
@@ -521,7 +533,7 @@ class Trainer:
                 self.num_val_batches = limits
             else:
                 self.num_test_batches = limits
-            self.forget_metrics()
+            self.logbook.forget()
             with isolated_random_state():
                 summary = loop.evaluate(self, kind, all_loaders, limits)
         if verbose and self.is_global_zero:
@@ -533,7 +545,7 @@ class Trainer:
             # As in the field's API: without a model, the best weights of the last fit.
             ckpt_path = "best" if getattr(self.checkpoint_callback, "best_model_path", "") else None
         if ckpt_path is not None:
-            self._restore_weights(self._read(ckpt_path))
+            resume.restore_weights(self, self._read(ckpt_path), source=str(self.ckpt_path))
 
     def _model_or_last(self, model: LightningModule | None) -> LightningModule:
         if model is None and self._module is None:
@@ -622,7 +634,7 @@ class Trainer:
 
     def _has_validation(self) -> bool:
         """Whether there is a validation step, and a loader for it."""
-        if self.limit_val_batches in {0, 0.0} and self.limit_val_batches is not None:
+        if self.limit_val_batches is not None and self.limit_val_batches == 0:
             return False
         defined = any(
             owner is not None and is_overridden("val_dataloader", owner, DataHooks)
@@ -766,309 +778,6 @@ class Trainer:
         self.hooks.current = "training_step"
         return taken
 
-    # ---- logging
-
-    def record(
-        self, name: str, value: Any, *, rank_zero_only: bool, batch_size: int | None, **options: Any
-    ) -> None:
-        """What `self.log` calls."""
-        add_index = options.pop("add_dataloader_idx")
-        options.pop("sync_dist_group")
-        if rank_zero_only and not self.is_global_zero:
-            return
-        results = self.results if self.evaluation_results is None else self.evaluation_results
-        if self.current_loader is not None and add_index and self._num_evaluated_loaders > 1:
-            name = f"{name}/dataloader_idx_{self.current_loader}"
-        weight = batch_size if batch_size is not None else self._current_batch_size
-        results.record(name, value, hook=self.hooks.current, batch_size=weight, **options)
-
-    def _current_batch_size(self) -> int:
-        return batch_size_of(self.current_batch) if self.hooks.current not in {"on_train_epoch_end"} else 1
-
-    @property
-    def callback_metrics(self) -> dict[str, Any]:
-        """Every value logged so far, the latest under each name: scalars, detached."""
-        metrics = dict(self._kept_metrics)
-        if self.results_are_complete:
-            metrics |= self.results.callback_values()
-        else:
-            metrics |= {entry.name: value for entry, _, value in self.results.step_values(only_fresh=False)}
-            metrics |= {key: value for _, key, value in self.results.step_values(only_fresh=False)}
-        if self.evaluation_results is not None and self.evaluation_is_complete:
-            metrics |= self.evaluation_results.callback_values()
-        return metrics
-
-    @property
-    def progress_bar_metrics(self) -> dict[str, Any]:
-        """The latest values logged with `prog_bar=True`, as numbers."""
-        metrics = dict(self._kept_bar_metrics)
-        metrics |= {
-            key: value for entry, key, value in self.results.step_values(only_fresh=False) if entry.prog_bar
-        }
-        if self.results_are_complete:
-            metrics |= {key: value for entry, key, value in self.results.epoch_values() if entry.prog_bar}
-        return {key: float(value) for key, value in metrics.items()}
-
-    def log_training_step(self, *, stepped: bool) -> None:
-        """Give this step's values to the loggers, every `log_every_n_steps` steps."""
-        due = stepped and (self.progress.logged_steps + 1) % self.log_every_n_steps == 0
-        if (due or self.fast_dev_run) and self.results.entries:
-            values = {key: value for entry, key, value in self.results.step_values() if entry.logger}
-            if values:
-                self._log(values, self.progress.logged_steps)
-        self.results.close_step()
-
-    def close_training_epoch(self) -> None:
-        """Keep and log the values of the epoch that is over."""
-        values = list(self.results.epoch_values())
-        self._kept_metrics |= self.results.callback_values()
-        self._kept_bar_metrics |= {key: value for entry, key, value in values if entry.prog_bar}
-        self._log(
-            {key: value for entry, key, value in values if entry.logger},
-            max(self.progress.logged_steps - 1, 0),
-        )
-
-    def begin_evaluation(self, num_loaders: int) -> Results:
-        """Begin to collect the values of a validation or test."""
-        self.evaluation_results = Results(self.strategy)
-        self.evaluation_is_complete = False
-        self._num_evaluated_loaders = num_loaders
-        return self.evaluation_results
-
-    def close_evaluation(self, num_loaders: int) -> list[dict[str, float]]:
-        """Keep and log what was collected, and give it as numbers, a dict for each loader."""
-        results = self.evaluation_results
-        assert results is not None
-        values = list(results.epoch_values())
-        self._kept_metrics |= results.callback_values()
-        self._kept_bar_metrics |= {key: value for entry, key, value in values if entry.prog_bar}
-        if not self.sanity_checking:
-            # In fit, beside the training values of the step just taken; afterwards, at the number of steps taken.
-            step = self.progress.logged_steps
-            self._log({key: value for entry, key, value in values if entry.logger}, step)
-        suffixes = [f"/dataloader_idx_{index}" for index in range(num_loaders)]
-        return [
-            {
-                key: float(value)
-                for _, key, value in values
-                if key.endswith(suffixes[index]) or not any(key.endswith(each) for each in suffixes)
-            }
-            for index in range(num_loaders)
-        ]
-
-    def end_evaluation(self) -> None:
-        """Forget what was collected, and reset its metrics."""
-        if self.evaluation_results is not None:
-            self.evaluation_results.reset()
-        self.evaluation_results = None
-        self.evaluation_is_complete = False
-
-    def forget_metrics(self) -> None:
-        """Begin with no logged values."""
-        self._kept_metrics, self._kept_bar_metrics, self.logged_metrics = {}, {}, {}
-
-    def _log(self, values: dict[str, Any], step: int) -> None:
-        if not values:
-            return
-        numbers = {key: float(value) for key, value in values.items()}
-        self.logged_metrics = {
-            **self.logged_metrics,
-            **{key: torch.as_tensor(value) for key, value in values.items()},
-        }
-        if self.is_global_zero and not self.fast_dev_run:
-            numbers["epoch"] = self.current_epoch
-            for each in self.loggers:
-                each.log_metrics(numbers, step=step)
-                each.save()
-
-    def _log_hyper_parameters(self) -> None:
-        owners = [each for each in (self.datamodule, self.lightning_module) if each is not None]
-        values: dict[str, Any] = {}
-        for owner in owners:
-            if owner.__dict__.get("_hparams_for_logger"):
-                values |= dict(owner.hparams)
-        for each in self.loggers if self.is_global_zero else []:
-            each.log_hyperparams(values)
-            each.save()
-
-    # ---- checkpoints
-
-    def dump_checkpoint(self, *, weights_only: bool = False) -> dict[str, Any]:
-        """Give what `save_checkpoint` writes."""
-        module = self.lightning_module
-        checkpoint: dict[str, Any] = {
-            "epoch": self.current_epoch,
-            "global_step": self.global_step,
-            # The layout of the file follows this version of the field's most used trainer, which can read it.
-            "pytorch-lightning_version": "2.6.0",
-            "headstart_version": __version__,
-            "state_dict": module.state_dict(),
-        }
-        if not weights_only:
-            checkpoint["loops"] = self._training_state()
-            checkpoint["callbacks"] = {
-                each.state_key: state for each in self.callbacks if (state := each.state_dict())
-            }
-            checkpoint |= self._states_of_optimizers()
-        for owner, prefix in ((module, ""), (self.datamodule, "datamodule_")):
-            if owner is not None and owner.hparams:
-                checkpoint[f"{prefix}hparams_name"] = owner.__dict__.get("_hparams_name", "kwargs")
-                checkpoint[f"{prefix}hyper_parameters"] = dict(owner.hparams)
-        if self.datamodule is not None:
-            state = self.datamodule.state_dict()
-            if state:
-                checkpoint[type(self.datamodule).__qualname__] = state
-            self.datamodule.on_save_checkpoint(checkpoint)
-        if not weights_only:
-            for callback in self.callbacks:
-                callback.on_save_checkpoint(self, module, checkpoint)
-        module.on_save_checkpoint(checkpoint)
-        return checkpoint
-
-    def _training_state(self) -> dict[str, Any]:
-        """What a resume needs beside weights, optimizers, schedulers and callbacks."""
-        module, progress = self.lightning_module, self.progress
-        state: dict[str, Any] = {
-            "progress": progress.state_dict(),
-            "trainable": freezing.trainable_names(module),
-            "param_groups": [group_names(each, module) for each in self.optimizers],
-            "random_state": self.train_batches.random_state(),
-            "metrics": dict(self._kept_metrics),
-            "bar_metrics": dict(self._kept_bar_metrics),
-        }
-        if self.evaluation_results is not None and self.evaluation_is_complete:
-            state["metrics"] |= self.evaluation_results.callback_values()
-        if progress.is_inside_epoch:
-            state["order"] = self.train_batches.state_dict()
-            state["results"] = self.results.state_dict()
-            state["metric_states"] = metric_states(module)
-        if progress.accumulated:
-            state["gradients"] = {
-                name: parameter.grad
-                for name, parameter in module.named_parameters()
-                if parameter.grad is not None
-            }
-        return state
-
-    def _states_of_optimizers(self) -> dict[str, Any]:
-        return {
-            "optimizer_states": [each.state_dict() for each in self.optimizers],
-            "lr_schedulers": [each.scheduler.state_dict() for each in self.lr_scheduler_configs],
-            "precision": self.precision_plugin.state_dict(),
-        }
-
-    def _read(self, ckpt_path: str | Path) -> dict[str, Any]:
-        self.ckpt_path = self._resolve(ckpt_path)
-        return read_checkpoint(self.ckpt_path, map_location=self.strategy.device)
-
-    def _resolve(self, ckpt_path: str | Path) -> str:
-        if ckpt_path not in {"best", "last"}:
-            return str(ckpt_path)
-        callback = self.checkpoint_callback
-        if callback is None:
-            raise MisconfigurationError(
-                f"ckpt_path={ckpt_path!r} needs a ModelCheckpoint callback, and there is none."
-            )
-        path = getattr(callback, "best_model_path" if ckpt_path == "best" else "last_model_path", "")
-        if not path and ckpt_path == "last":
-            path = _newest_last(callback, self)
-        if not path:
-            raise MisconfigurationError(
-                f"ckpt_path={ckpt_path!r}, and the ModelCheckpoint has saved none yet"
-                f"{' (it needs save_last=True)' if ckpt_path == 'last' else ''}."
-            )
-        return str(path)
-
-    def _restore_weights(self, checkpoint: dict[str, Any]) -> None:
-        module = self.lightning_module
-        if "state_dict" not in checkpoint:
-            raise CheckpointError(
-                f"{self.ckpt_path} has no 'state_dict'. It holds: {', '.join(map(str, checkpoint))}."
-            )
-        if self.datamodule is not None:
-            self.datamodule.on_load_checkpoint(checkpoint)
-            key = type(self.datamodule).__qualname__
-            if key in checkpoint:
-                self.datamodule.load_state_dict(checkpoint[key])
-        module.on_load_checkpoint(checkpoint)
-        load_weights(
-            module, checkpoint["state_dict"], strict=bool(module.strict_loading), source=str(self.ckpt_path)
-        )
-
-    def _restore_callbacks(self, checkpoint: dict[str, Any]) -> None:
-        states = checkpoint.get("callbacks") or {}
-        known = {each.state_key for each in self.callbacks}
-        lost = [key for key in states if key not in known]
-        if lost:
-            self.warn(
-                f"The checkpoint holds the state of callbacks that this trainer does not have: {', '.join(lost)}."
-            )
-        for callback in self.callbacks:
-            callback.on_load_checkpoint(self, self.lightning_module, checkpoint)
-            if callback.state_key in states:
-                callback.load_state_dict(dict(states[callback.state_key]))
-
-    def _restore_training(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
-        """Put a run back where it was: what trains, the groups, optimizers, schedulers, progress, values."""
-        module = self.lightning_module
-        if "progress" not in state:
-            # A checkpoint of another trainer: it says how far, and nothing of the order within an epoch.
-            begun = state.get("fit_loop", {}).get("epoch_progress", {}).get("current", {}).get("ready")
-            steps = int(checkpoint.get("global_step", 0))
-            epoch = int(checkpoint.get("epoch", -1)) + 1 if begun is None else int(begun)
-            self.progress = loop.Progress(epoch=epoch, global_step=steps, logged_steps=steps)
-        else:
-            self.progress = loop.Progress(**state["progress"])
-            freezing.set_trainable(module, state["trainable"])
-            for optimizer, names in zip(self.optimizers, state["param_groups"], strict=False):
-                regroup(optimizer, names, module)
-            self._kept_metrics, self._kept_bar_metrics = dict(state["metrics"]), dict(state["bar_metrics"])
-            if "results" in state:
-                self.results.load_state_dict(state["results"])
-                load_metric_states(module, state["metric_states"])
-            for name, gradient in state.get("gradients", {}).items():
-                module.get_parameter(name).grad = gradient
-        for config in self.lr_scheduler_configs:
-            sync_scheduler(config.scheduler)
-        source = checkpoint or state
-        self._load_states("optimizer", self.optimizers, source.get("optimizer_states"))
-        self._load_states(
-            "scheduler",
-            [config.scheduler for config in self.lr_scheduler_configs],
-            source.get("lr_schedulers"),
-        )
-        self.precision_plugin.load_state_dict(source.get("precision") or {})
-
-    def stand_again(self) -> None:
-        """On a resume: the loader at the batch, and the random generators in the state, in which the run was cut."""
-        memory, self._memory = self._memory, None
-        if memory is None or "progress" not in memory:
-            return
-        if self.progress.batch:
-            self.train_batches.resume(
-                memory["order"], batch=self.progress.batch, random_state=memory["random_state"]
-            )
-        if self.ckpt_path is not None:  # a run that goes on in the same process has its random state
-            restore_random_state(memory["random_state"]["random"])
-
-    def _load_states(self, kind: str, owners: list[Any], states: list[Any] | None) -> None:
-        if states is None:
-            self.warn(
-                f"The checkpoint holds no {kind} state (was it saved with weights only?): {kind}s begin anew."
-            )
-            return
-        if len(owners) != len(states):
-            raise CheckpointError(
-                f"{self.ckpt_path} holds {len(states)} {kind} states, and configure_optimizers gave {len(owners)} {kind}s."
-            )
-        for owner, state in zip(owners, states, strict=True):
-            try:
-                owner.load_state_dict(state)
-            except ValueError as error:
-                raise CheckpointError(
-                    f"{self.ckpt_path}: the {kind}'s state does not fit: {error}"
-                ) from error
-
     # ---- what a program asks of its trainer
 
     @property
@@ -1081,6 +790,21 @@ class Trainer:
     def model(self) -> LightningModule | None:
         """The module of the current or last run, or `None`."""
         return self._module
+
+    @property
+    def callback_metrics(self) -> dict[str, Any]:
+        """Every value logged so far, the latest under each name: scalars, detached."""
+        return self.logbook.callback_metrics
+
+    @property
+    def logged_metrics(self) -> dict[str, Any]:
+        """The values that the loggers got, the latest under each name."""
+        return self.logbook.logged
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The latest values logged with `prog_bar=True`."""
+        return self.logbook.progress_bar_metrics
 
     @property
     def current_epoch(self) -> int:
@@ -1261,149 +985,6 @@ class Trainer:
         self.val_check_interval = 1.0
         self.check_val_every_n_epoch = 1
 
-    def _make_loggers(self, logger: Any) -> list[Any]:
-        if self.fast_dev_run or logger is False:
-            return []
-        if logger is None or logger is True:
-            from importlib.util import find_spec
-
-            from headstart import loggers
-
-            default = loggers.TensorBoardLogger if find_spec("tensorboard") else loggers.CSVLogger
-            return [default(self.default_root_dir)]
-        return list(logger) if isinstance(logger, list | tuple) else [logger]
-
-    def _make_callbacks(
-        self,
-        given: Callback | list[Callback] | None,
-        *,
-        checkpointing: bool,
-        progress_bar: bool,
-        model_summary: bool,
-        max_time: Any,
-    ) -> list[Callback]:
-        callbacks = [given] if isinstance(given, Callback) else list(given or [])
-        for each in callbacks:
-            if not isinstance(each, Callback):
-                raise TypeError(f"callbacks received {type(each).__name__}; expected Callback objects.")
-        kinds = {cls.__name__ for each in callbacks for cls in type(each).__mro__}
-        if not checkpointing and "ModelCheckpoint" in kinds and not self.fast_dev_run:
-            raise MisconfigurationError(
-                "enable_checkpointing=False, and callbacks holds a ModelCheckpoint. Choose one."
-            )
-        if self.fast_dev_run:
-            callbacks = [
-                each
-                for each in callbacks
-                if "ModelCheckpoint" not in {c.__name__ for c in type(each).__mro__}
-            ]
-        from headstart import callbacks as own
-
-        if progress_bar and "ProgressBar" not in kinds:
-            callbacks.append(own.RichProgressBar())
-        if model_summary and "ModelSummary" not in kinds:
-            callbacks.append(own.ModelSummary())
-        if max_time is not None:
-            callbacks.append(own.Timer(duration=max_time))
-        if checkpointing and "ModelCheckpoint" not in kinds:
-            callbacks.append(own.ModelCheckpoint())
-        keys = [each.state_key for each in callbacks]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise MisconfigurationError(
-                f"Two callbacks have the state_key {twice!r}: in a checkpoint the one's state would overwrite the other's. "
-                "Override the property state_key in one of them."
-            )
-        return _in_order(callbacks)
-
-
-def _in_order(callbacks: list[Callback]) -> list[Callback]:
-    """As given, `ModelCheckpoint` last."""
-    return sorted(
-        callbacks, key=lambda each: any(cls.__name__ == "ModelCheckpoint" for cls in type(each).__mro__)
-    )
-
-
-def _refuse_unknown(unknown: dict[str, Any]) -> None:
-    if not unknown:
-        return
-    name = next(iter(unknown))
-    known = [
-        each for each in inspect.signature(Trainer.__init__).parameters if each not in {"self", "unknown"}
-    ]
-    raise UnknownArgumentError(
-        f"Trainer takes no argument {name!r}.{did_you_mean(name, known)} It takes: {', '.join(known)}."
-    )
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Refuse values that make no sense, each with its name."""
-    for name in ("max_epochs", "max_steps", "num_sanity_val_steps"):
-        value = settings[name]
-        if value is not None and value < -1:
-            raise MisconfigurationError(f"{name} is {value}; expected -1 (no bound), 0 or more.")
-    for name in (
-        "limit_train_batches",
-        "limit_val_batches",
-        "limit_test_batches",
-        "limit_predict_batches",
-        "overfit_batches",
-    ):
-        value = settings[name]
-        if value is not None and (value < 0 or (isinstance(value, float) and value > 1.0)):
-            raise MisconfigurationError(
-                f"{name} is {value}; expected a fraction from 0.0 to 1.0, or a number of batches."
-            )
-    interval = settings["val_check_interval"]
-    if interval is not None and (interval <= 0 or (isinstance(interval, float) and interval > 1.0)):
-        raise MisconfigurationError(
-            f"val_check_interval is {interval}; expected a fraction of an epoch from above 0.0 to 1.0, or a number of batches."
-        )
-    if settings["accumulate_grad_batches"] < 1:
-        raise MisconfigurationError(
-            f"accumulate_grad_batches is {settings['accumulate_grad_batches']}; expected 1 or more."
-        )
-    if settings["gradient_clip_algorithm"] not in {None, "norm", "value"}:
-        raise MisconfigurationError(
-            f"gradient_clip_algorithm is {settings['gradient_clip_algorithm']!r}; expected 'norm' or 'value'."
-        )
-    strategy = settings["strategy"]
-    if not isinstance(strategy, Strategy) and strategy not in {"auto", "single_device"}:
-        raise MisconfigurationError(
-            f"strategy is {strategy!r}; expected 'auto' or a Strategy. Training runs in one process."
-        )
-    if settings["num_nodes"] != 1:
-        raise MisconfigurationError(f"num_nodes is {settings['num_nodes']}; training runs on one machine.")
-
-
-def _device(accelerator: str, devices: Any) -> torch.device:
-    """The device of the one process."""
-    known = ("auto", "cpu", "gpu", "cuda", "mps")
-    if accelerator not in known:
-        raise MisconfigurationError(
-            f"accelerator is {accelerator!r}; expected one of {', '.join(known)}.{did_you_mean(str(accelerator), known)}"
-        )
-    count = len(devices) if isinstance(devices, list | tuple) else devices
-    if count not in {"auto", 1, "1", -1, "-1"}:
-        raise MisconfigurationError(
-            f"devices is {devices!r}; training runs on one device: give 1, 'auto', or [its number]."
-        )
-    index = devices[0] if isinstance(devices, list | tuple) else 0
-    if accelerator in {"gpu", "cuda"} or (accelerator == "auto" and torch.cuda.is_available()):
-        if torch.cuda.is_available():
-            return torch.device("cuda", index)
-        if accelerator == "cuda":
-            raise MisconfigurationError(
-                "accelerator is 'cuda', and torch finds no CUDA device. Use 'auto' or 'cpu'."
-            )
-    if accelerator in {"gpu", "mps"} or (accelerator == "auto" and torch.backends.mps.is_available()):
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        raise MisconfigurationError(
-            f"accelerator is {accelerator!r}, and torch finds no such device. Use 'auto' or 'cpu'."
-        )
-    return torch.device("cpu")
-
 
 def _toggling(module: LightningModule) -> Callable[[Optimizer], Any]:
     @contextmanager
@@ -1428,15 +1009,6 @@ def freezing_report(module: LightningModule) -> list[str]:
         f"Pinned: {name or type(module).__name__} stays in {'evaluation' if mode == 'eval' else 'training'} mode."
         for name, mode in freezing.pinned_modules(module).items()
     ]
-
-
-def _newest_last(callback: Any, trainer: Trainer) -> str:
-    """The newest file that a ModelCheckpoint of an earlier process left as its last."""
-    folder = getattr(callback, "dirpath", None)
-    if not folder or not Path(folder).is_dir():
-        return ""
-    found = sorted(Path(folder).glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return str(found[-1]) if found else ""
 
 
 def _print_summary(fn: str, summary: list[dict[str, float]]) -> None:

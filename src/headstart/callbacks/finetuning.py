@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -34,7 +34,7 @@ Modules = nn.Module | Iterable[Any]
 _TRAINS_ALONE = "_headstart_trains_alone"
 
 
-def _double(epoch: int) -> float:
+def _double(epoch: int) -> float:  # noqa: ARG001 (the signature of a `lambda_func`)
     return 2.0
 
 
@@ -209,8 +209,8 @@ class BaseFinetuning(Callback):
             norms = [each for each in BaseFinetuning.flatten_modules(modules) if freezing.is_batch_norm(each)]
             BaseFinetuning.freeze(norms, train_bn=False)
         rate = float(optimizer.param_groups[0]["lr"]) / initial_denom_lr if lr is None else float(lr)
-        params = BaseFinetuning.filter_params(modules, train_bn=train_bn, requires_grad=True)
-        params = BaseFinetuning.filter_on_optimizer(optimizer, params)
+        thawed = BaseFinetuning.filter_params(modules, train_bn=train_bn, requires_grad=True)
+        params = BaseFinetuning.filter_on_optimizer(optimizer, thawed)
         if params:
             optimizer.add_param_group({"params": params, "lr": rate})
 
@@ -294,7 +294,7 @@ class BaseFinetuning(Callback):
     ) -> None:
         """Begin to count, on the first batch of a run in which batch norms train alone."""
         if self._counter is not None:
-            self._counter.__enter__()
+            self._counter.__enter__()  # type: ignore[no-untyped-call]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
         """The forward pass is over."""
@@ -323,7 +323,7 @@ class BaseFinetuning(Callback):
         counter, self._counter = self._counter, None
         if counter is not None:
             self._total_flops = counter.get_total_flops()
-            counter.__exit__(None, None, None)
+            counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop counting."""
@@ -419,7 +419,8 @@ class BackboneFinetuning(BaseFinetuning):
         """Thaw the backbone at its epoch, and let its rate grow in the later ones."""
         if epoch < self.unfreeze_backbone_at_epoch:
             return
-        backbone = set(pl_module.backbone.parameters())
+        module = cast("nn.Module", pl_module.backbone)
+        backbone = set(module.parameters())
         if _another_holds(backbone, optimizer, pl_module):
             return  # with several optimizers, the first that is asked trains the backbone
         head_rate = float(optimizer.param_groups[0]["lr"])
@@ -432,7 +433,7 @@ class BackboneFinetuning(BaseFinetuning):
             if self.should_align:
                 rate = min(rate, head_rate)
         _move_to_own_group(backbone, optimizer)
-        self._thaw(pl_module.backbone, optimizer, rate)
+        self._thaw(module, optimizer, rate)
         for group in optimizer.param_groups:
             if group["params"] and backbone.issuperset(group["params"]):
                 group["lr"] = rate

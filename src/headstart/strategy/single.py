@@ -26,30 +26,30 @@ class SingleDevice(Strategy):
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def setup(self, module: nn.Module) -> None:  # noqa: D102
+    def setup(self, module: nn.Module) -> None:
         module.to(self.device)
 
-    def wrap(self, module: nn.Module) -> None:  # noqa: D102
+    def wrap(self, module: nn.Module) -> None:
         pass
 
-    def step_function(self, module: nn.Module, name: str) -> Callable[..., Any]:  # noqa: D102
+    def step_function(self, module: nn.Module, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(module, name)
         return function
 
-    def prepare_loader(self, loader: Any, *, shuffle: bool) -> Any:  # noqa: D102
+    def prepare_loader(self, loader: Any, *, shuffle: bool) -> Any:
         return loader
 
-    def reduce(self, tensor: torch.Tensor, operation: str = "mean") -> torch.Tensor:  # noqa: D102
+    def reduce(self, tensor: torch.Tensor, operation: str = "mean") -> torch.Tensor:
         return tensor
 
-    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:  # noqa: D102
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
         return data
 
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002, D102
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002
         return decision
 
-    def broadcast(self, value: Any, src: int = 0) -> Any:  # noqa: D102
+    def broadcast(self, value: Any, src: int = 0) -> Any:
         return value
 
-    def barrier(self, name: str | None = None) -> None:  # noqa: D102
+    def barrier(self, name: str | None = None) -> None:
         pass

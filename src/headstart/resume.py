@@ -1,0 +1,204 @@
+"""From a run to a checkpoint, and back: everything that it takes to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart import __version__, freezing
+from headstart.checkpoint import load_weights
+from headstart.errors import CheckpointError, MisconfigurationError
+from headstart.loop import Progress
+from headstart.metrics import load_metric_states, metric_states
+from headstart.optim import group_names, regroup, sync_scheduler
+
+if TYPE_CHECKING:
+    from headstart.trainer import Trainer
+
+
+def dump(trainer: Trainer, *, weights_only: bool = False) -> dict[str, Any]:
+    """Give what a checkpoint of `trainer` holds.
+
+    Args:
+        trainer: The run.
+        weights_only: Leave out what only a resume needs.
+    """
+    module, datamodule = trainer.lightning_module, trainer.datamodule
+    checkpoint: dict[str, Any] = {
+        "epoch": trainer.current_epoch,
+        "global_step": trainer.global_step,
+        # The layout of the file is that of this version of the field's most used trainer.
+        "pytorch-lightning_version": "2.6.0",
+        "headstart_version": __version__,
+        "state_dict": module.state_dict(),
+    }
+    if not weights_only:
+        checkpoint["loops"] = training_state(trainer)
+        checkpoint["callbacks"] = {
+            each.state_key: state for each in trainer.callbacks if (state := each.state_dict())
+        }
+        checkpoint |= optimizer_state(trainer)
+    for owner, prefix in ((module, ""), (datamodule, "datamodule_")):
+        if owner is not None and owner.hparams:
+            checkpoint[f"{prefix}hparams_name"] = owner.__dict__.get("_hparams_name", "kwargs")
+            checkpoint[f"{prefix}hyper_parameters"] = dict(owner.hparams)
+    if datamodule is not None:
+        if state := datamodule.state_dict():
+            checkpoint[type(datamodule).__qualname__] = state
+        datamodule.on_save_checkpoint(checkpoint)
+    if not weights_only:
+        for callback in trainer.callbacks:
+            callback.on_save_checkpoint(trainer, module, checkpoint)
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def training_state(trainer: Trainer) -> dict[str, Any]:
+    """What a resume needs beside weights, optimizers, schedulers and callbacks."""
+    module, progress, logbook = trainer.lightning_module, trainer.progress, trainer.logbook
+    state: dict[str, Any] = {
+        "progress": progress.state_dict(),
+        "trainable": freezing.trainable_names(module),
+        "param_groups": [group_names(each, module) for each in trainer.optimizers],
+        "random_state": trainer.train_batches.random_state(),
+        "metrics": dict(logbook.kept),
+        "bar_metrics": dict(logbook.kept_for_bar),
+    }
+    if progress.is_inside_epoch:
+        state["order"] = trainer.train_batches.state_dict()
+        state["results"] = logbook.training.state_dict()
+        state["metric_states"] = metric_states(module)
+    if progress.accumulated:
+        state["gradients"] = {
+            name: parameter.grad
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None
+        }
+    return state
+
+
+def optimizer_state(trainer: Trainer) -> dict[str, Any]:
+    """The states of the optimizers, the schedulers and the gradient scaler."""
+    return {
+        "optimizer_states": [each.state_dict() for each in trainer.optimizers],
+        "lr_schedulers": [each.scheduler.state_dict() for each in trainer.lr_scheduler_configs],
+        "precision": trainer.precision_plugin.state_dict(),
+    }
+
+
+def resolve(trainer: Trainer, ckpt_path: str | Path) -> str:
+    """Give the file that `ckpt_path` means: itself, or what `"best"` and `"last"` stand for.
+
+    Raises:
+        MisconfigurationError: If there is no such checkpoint yet.
+    """
+    if ckpt_path not in {"best", "last"}:
+        return str(ckpt_path)
+    callback = trainer.checkpoint_callback
+    if callback is None:
+        raise MisconfigurationError(
+            f"ckpt_path={ckpt_path!r} needs a ModelCheckpoint callback, and there is none."
+        )
+    path = callback.best_model_path if ckpt_path == "best" else callback.last_model_path
+    if not path and ckpt_path == "last":
+        path = _last_of_an_earlier_process(callback.dirpath)
+    if not path:
+        hint = " (it needs save_last=True)" if ckpt_path == "last" else ""
+        raise MisconfigurationError(
+            f"ckpt_path={ckpt_path!r}, and the ModelCheckpoint has saved none yet{hint}."
+        )
+    return str(path)
+
+
+def _last_of_an_earlier_process(folder: str | Path | None) -> str:
+    found = sorted(Path(folder).glob("last*.ckpt"), key=lambda path: path.stat().st_mtime) if folder else []
+    return str(found[-1]) if found else ""
+
+
+# ---- back again
+
+
+def restore_weights(trainer: Trainer, checkpoint: dict[str, Any], *, source: str) -> None:
+    """Load the weights, and give the module and the data module what they saved."""
+    module, datamodule = trainer.lightning_module, trainer.datamodule
+    if "state_dict" not in checkpoint:
+        raise CheckpointError(f"{source} has no 'state_dict'. It holds: {', '.join(map(str, checkpoint))}.")
+    if datamodule is not None:
+        datamodule.on_load_checkpoint(checkpoint)
+        if (key := type(datamodule).__qualname__) in checkpoint:
+            datamodule.load_state_dict(checkpoint[key])
+    module.on_load_checkpoint(checkpoint)
+    load_weights(module, checkpoint["state_dict"], strict=bool(module.strict_loading), source=source)
+
+
+def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Give every callback its state, and say which states nobody takes."""
+    states = checkpoint.get("callbacks") or {}
+    lost = set(states) - {each.state_key for each in trainer.callbacks}
+    if lost:
+        trainer.warn(
+            f"The checkpoint holds the state of callbacks that this trainer does not have: {', '.join(sorted(lost))}."
+        )
+    for callback in trainer.callbacks:
+        callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
+        if callback.state_key in states:
+            callback.load_state_dict(dict(states[callback.state_key]))
+
+
+def restore_training(
+    trainer: Trainer, state: Mapping[str, Any], checkpoint: Mapping[str, Any], *, source: str
+) -> None:
+    """Put a run back where it was: progress, what trains, groups, logged values, optimizers and schedulers.
+
+    Args:
+        trainer: The run, its optimizers as `configure_optimizers` gave them.
+        state: What `training_state` gave, or the `loops` of another trainer's checkpoint.
+        checkpoint: Where the optimizers' states are.
+        source: Its name, for messages.
+    """
+    module, logbook = trainer.lightning_module, trainer.logbook
+    if "progress" in state:
+        trainer.progress = Progress(**state["progress"])
+        freezing.set_trainable(module, state["trainable"])
+        for optimizer, names in zip(trainer.optimizers, state["param_groups"], strict=False):
+            regroup(optimizer, names, module)
+        logbook.kept, logbook.kept_for_bar = dict(state["metrics"]), dict(state["bar_metrics"])
+        logbook.training.load_state_dict(state.get("results", {}))
+        logbook.training_is_complete = trainer.progress.stage == "epoch_end"
+        load_metric_states(module, state.get("metric_states", {}))
+        for name, gradient in state.get("gradients", {}).items():
+            module.get_parameter(name).grad = gradient
+    else:
+        trainer.progress = _progress_of_another_trainer(state, checkpoint)
+    for config in trainer.lr_scheduler_configs:
+        sync_scheduler(config.scheduler)
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    for kind, owners in (("optimizer_states", trainer.optimizers), ("lr_schedulers", schedulers)):
+        _load_states(trainer, kind, owners, checkpoint.get(kind), source=source)
+    trainer.precision_plugin.load_state_dict(checkpoint.get("precision") or {})
+
+
+def _progress_of_another_trainer(state: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Progress:
+    """Where a checkpoint of another trainer stands: at an epoch's end, for it says nothing of the order within one."""
+    begun = state.get("fit_loop", {}).get("epoch_progress", {}).get("current", {}).get("ready")
+    steps = int(checkpoint.get("global_step", 0))
+    epoch = int(checkpoint.get("epoch", -1)) + 1 if begun is None else int(begun)
+    return Progress(epoch=epoch, global_step=steps, logged_steps=steps)
+
+
+def _load_states(
+    trainer: Trainer, kind: str, owners: list[Any], states: list[Any] | None, *, source: str
+) -> None:
+    if states is None:
+        trainer.warn(f"{source} holds no {kind} (was it saved with weights only?): they begin anew.")
+        return
+    if len(owners) != len(states):
+        raise CheckpointError(
+            f"{source} holds {len(states)} {kind}, and configure_optimizers gave {len(owners)}."
+        )
+    for owner, state in zip(owners, states, strict=True):
+        try:
+            owner.load_state_dict(state)
+        except ValueError as error:
+            raise CheckpointError(f"{source}: one of its {kind} does not fit: {error}") from error
