@@ -122,9 +122,10 @@ class ImagePreprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImagePreprocessing:
         """Take back what `to_dict` gave."""
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**plain)
 
 
 def _transforms() -> Any:
@@ -172,6 +173,10 @@ class TextPreprocessing:
             first, second = ([pair[index] for pair in texts] for index in (0, 1))
             return dict(self.tokenizer(first, second, **settings))
         return dict(self.tokenizer(list(texts), **settings))
+
+    def with_changes(self, *, max_length: int) -> TextPreprocessing:
+        """Give the same tokenizer with another `max_length`."""
+        return TextPreprocessing(self.tokenizer, max_length=max_length)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plain values; the tokenizer is in `files`."""
