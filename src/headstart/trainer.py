@@ -366,11 +366,11 @@ class Trainer:
             self.train_dataloader = None
         self.ckpt_path = None
         self.interrupted = self.should_stop = False
+        self._add_configured_callbacks()
         for owner in (datamodule, model):
             if owner is not None and is_overridden("prepare_data", owner, DataHooks) and self.local_rank == 0:
                 owner.prepare_data()
         self.strategy.barrier("prepare_data")
-        self._add_configured_callbacks()
         self.hooks = Hooks(self, model, self.callbacks)
         transfer = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
         in_data = datamodule is not None and any(
