@@ -102,8 +102,10 @@ class RichProgressBar(ProgressBar):
         self._next_batch = 0
         self._next_time = 0.0
         # A counter and a clock for the epoch, and for an evaluation in it or on its own.
+        self._first_batch = 0  # of the epoch in this run; more than 0 where it was resumed within it
         self._num_train_batches = self._num_evaluation_batches = 0
-        self._train_started = self._evaluation_started = 0.0
+        self._train_started: float | None = None
+        self._evaluation_started = 0.0
 
     # ---- set-up and end
 
@@ -130,19 +132,19 @@ class RichProgressBar(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a bar."""
-        self._begin_epoch(trainer, done=0)
+        self._begin_epoch(trainer, first_batch=0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch, and draw if it is time to."""
-        if not self._train_started:  # resumed within the epoch: its start was in the run before
-            self._begin_epoch(trainer, done=batch_idx)
+        if self._train_started is None:  # resumed within the epoch: its start was in the run before
+            self._begin_epoch(trainer, first_batch=batch_idx)
         self._num_train_batches += 1
         if self._live is None or batch_idx < self._next_batch or monotonic() < self._next_time:
             return
         self._next_batch = batch_idx + self._refresh_rate
-        self._show_epoch(trainer, pl_module, completed=batch_idx + 1)
+        self._show_epoch(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the epoch's metrics."""
@@ -152,11 +154,11 @@ class RichProgressBar(ProgressBar):
                 self._live.stop_task(self._train_task)
                 self._train_task = None
         elif self.is_enabled:
-            seconds = monotonic() - self._train_started
+            seconds = monotonic() - (self._train_started or monotonic())
             self._print_line(
                 _epoch_name(trainer), self._num_train_batches, seconds, self.get_metrics(trainer, pl_module)
             )
-        self._train_started = 0.0
+        self._train_started = None
 
     # ---- validation, test, prediction
 
@@ -229,7 +231,8 @@ class RichProgressBar(ProgressBar):
 
     # ---- drawing
 
-    def _begin_epoch(self, trainer: Trainer, *, done: int) -> None:
+    def _begin_epoch(self, trainer: Trainer, *, first_batch: int) -> None:
+        self._first_batch = first_batch
         self._num_train_batches = 0
         self._next_batch = 0
         self._train_started = monotonic()
@@ -237,19 +240,19 @@ class RichProgressBar(ProgressBar):
             return
         total = _total([trainer.num_training_batches])
         if self._train_task is None:
-            self._train_task = self._add_task(_epoch_name(trainer), total, completed=done)
+            self._train_task = self._add_task(_epoch_name(trainer), total, completed=first_batch)
         else:
             # The metrics of the last epoch stay until there are new ones.
-            self._live.reset(self._train_task, total=total, completed=done, description=_epoch_name(trainer))
+            self._live.reset(
+                self._train_task, total=total, completed=first_batch, description=_epoch_name(trainer)
+            )
 
-    def _show_epoch(
-        self, trainer: Trainer, pl_module: LightningModule, *, completed: int | None = None
-    ) -> None:
-        if self._live is None or self._train_task is None:
-            return
-        metrics = _as_text(self.get_metrics(trainer, pl_module))
-        self._live.update(self._train_task, completed=completed, metrics=metrics)
-        self._draw()
+    def _show_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._live is not None and self._train_task is not None:
+            completed = self._first_batch + self._num_train_batches
+            metrics = _as_text(self.get_metrics(trainer, pl_module))
+            self._live.update(self._train_task, completed=completed, metrics=metrics)
+            self._draw()
 
     def _begin_evaluation(self, name: str, num_batches: Sequence[float | None]) -> None:
         self._num_evaluation_batches = 0
@@ -290,7 +293,7 @@ class RichProgressBar(ProgressBar):
         if self._live is not None:
             self._live.stop()  # draws a last time
         self._live = self._train_task = self._evaluation_task = None
-        self._train_started = 0.0
+        self._train_started = None
 
     def _print_line(
         self, name: str, num_batches: int, seconds: float, metrics: dict[str, int | str | float]
