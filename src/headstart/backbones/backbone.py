@@ -65,10 +65,6 @@ class Backbone(nn.Module):
         """
         return list(_blocks("model", self.model))
 
-    def files(self) -> dict[str, bytes]:
-        """Give the files that belong to `describe`, by name: the tokenizer's, or none."""
-        return self.preprocessing.files() if isinstance(self.preprocessing, TextPreprocessing) else {}
-
     def describe(self) -> dict[str, Any]:
         """Give plain values from which `rebuild_backbone` builds this backbone again, without its weights.
 
@@ -120,24 +116,6 @@ def wrap_module(
         width=measure_width(module, inputs),
         preprocessing=preprocessing,
     )
-
-
-def check_image_size(backbone: Backbone) -> Backbone:
-    """Give the backbone back if it takes pictures of the size that its preprocessing makes.
-
-    Raises:
-        MisconfigurationError: If the network is built for another size.
-    """
-    assert isinstance(backbone.preprocessing, ImagePreprocessing)
-    size = backbone.preprocessing.size
-    try:
-        measure_width(backbone, torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise MisconfigurationError(
-            f"The backbone {backbone.name!r} does not take images of {size} pixels: {reason[0]} Leave image_size out."
-        ) from error
-    return backbone
 
 
 def measure_width(module: nn.Module, inputs: Any) -> int:

