@@ -1,0 +1,295 @@
+"""Image files: read as RGB whatever their kind, checked by decoding them, and as datasets."""
+
+from __future__ import annotations
+
+import os
+import struct
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from headstart.data.report import SetAside
+from headstart.errors import DataError, missing_dependency
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: A file with one of these is meant to be an image; any other file is one if it decodes as one.
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+    }
+    | {".tif", ".tiff", ".webp"}
+)
+
+# What operating systems and tools leave behind, beside the names that begin with a dot.
+_SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's data.
+
+    Example:
+        >>> [is_hidden(name) for name in (".ipynb_checkpoints", "Thumbs.db", "cat.jpg")]
+        [True, True, False]
+    """
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether the name says that this is an image."""
+    return path.suffix.casefold() in IMAGE_SUFFIXES
+
+
+def visible_children(folder: Path) -> tuple[list[Path], int]:
+    """Give a folder's files and folders by name, and the number of hidden ones that were left out."""
+    try:
+        children = sorted(folder.iterdir(), key=lambda path: _normal(path.name))
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be read: {error.strerror}. Check its name and permissions."
+        ) from error
+    visible = [path for path in children if not is_hidden(path.name)]
+    return visible, len(children) - len(visible)
+
+
+def files_below(folder: Path) -> tuple[list[Path], int]:
+    """Give all files below a folder, in an order that does not depend on the file system.
+
+    Links to folders are followed, each folder is entered once.
+
+    Returns:
+        The files, and the number of hidden files and folders that were left out (a hidden folder counts as one).
+    """
+    files: list[Path] = []
+    num_hidden = 0
+    entered: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        if (real := os.path.realpath(current)) in entered:
+            continue
+        entered.add(real)
+        children, hidden = visible_children(current)
+        num_hidden += hidden
+        waiting += [child for child in children if child.is_dir()]
+        files += [child for child in children if not child.is_dir()]
+    return sorted(files, key=lambda path: _normal(path.as_posix())), num_hidden
+
+
+def key_below(path: Path, root: Path) -> str:
+    """Give the path below `root`, spelt the same on every system (macOS decomposes accents)."""
+    return _normal(path.relative_to(root).as_posix())
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+# ---- reading
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Give an image file as it is to be seen: RGB, 8 bits a channel, upright.
+
+    Grey and palette images become RGB; 16-bit ones are scaled, not clipped, to 8 bits; transparent parts become white;
+    a camera's orientation mark (EXIF) is applied; of an animation, the first picture is taken.
+
+    Raises:
+        DataError: If the file is missing, damaged or no image; the message names it.
+    """
+    path = Path(path)
+    try:
+        return _decode(path)
+    except Exception as error:  # a damaged file can raise anything in a decoder
+        if isinstance(error, ImportError):
+            raise
+        raise DataError(f"{path}: {_reason(path, error)}") from error
+
+
+def _decode(path: Path, *, small: bool = False) -> Image.Image:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise missing_dependency("PIL", needed_for="images", extra="images") from error
+
+    if path.exists() and not path.is_file():
+        raise IsADirectoryError("not a file")  # opening a named pipe would wait for ever
+    with Image.open(path) as image:
+        if small:
+            image.draft("RGB", (32, 32))
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
+        pixels = np.asarray(image)  # (H, W)
+        # A floating-point image holds 0 to 1, an integer one (older readers give 16 bits as "I") 0 to 65535.
+        top = 1.0 if image.mode == "F" else 65535
+        if not (pixels.min() >= 0 and pixels.max() <= top):
+            raise ValueError(f"pixels of mode {image.mode!r} outside 0 to {top}; save it with 8 or 16 bits")
+        scaled = np.rint(pixels.astype(np.float64) * (255 / top)).astype(np.uint8)
+        return Image.fromarray(scaled).convert("RGB")
+    if image.mode in {"RGBA", "RGBa", "LA", "La", "PA"} or "transparency" in image.info:
+        # Dropping alpha would show whatever colour lies under the transparent parts.
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """What is wrong with a file, in words without its name."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, FileNotFoundError):
+        return "a link to a file that is missing" if path.is_symlink() else "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "an empty file" if path.stat().st_size == 0 else "not an image"
+    if isinstance(error, struct.error | EOFError | IndexError):
+        return "a damaged image"  # the decoders' own words would not help
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
+
+
+# ---- checking
+
+
+def check_images(paths: Sequence[Path]) -> list[str | None]:
+    """Give for each file the reason why it cannot be read, or `None` where it can.
+
+    Each file is decoded to its end, on several threads (decoders release Python's lock).
+
+    Args:
+        paths: The files.
+    """
+    if not paths:
+        return []
+    num_threads = min(8, (os.cpu_count() or 1) + 1)
+    # `ThreadPool` drops what is waiting when it is left, so Ctrl-C does not wait for thousands of files.
+    with _truncated_is_an_error(), ThreadPool(num_threads) as pool:
+        return list(pool.imap(_why_unreadable, paths, chunksize=8))
+
+
+def _why_unreadable(path: Path) -> str | None:
+    try:
+        _decode(path, small=True)  # a JPEG is read whole and unpacked at an eighth: three times as fast
+    except Exception as error:  # a damaged file can raise anything in a decoder
+        if isinstance(error, ImportError):
+            raise
+        return _reason(path, error)
+    return None
+
+
+@contextmanager
+def _truncated_is_an_error() -> Iterator[None]:
+    """Other libraries set PIL to fill up truncated files with grey; the check must not."""
+    try:
+        from PIL import ImageFile
+    except ImportError as error:
+        raise missing_dependency("PIL", needed_for="images", extra="images") from error
+
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def open_images(paths: Sequence[str | Path]) -> tuple[list[Path], list[SetAside]]:
+    """Give the readable images among files and folders, and those that are not, with the reason.
+
+    Folders are searched for images, hidden files left out. Files that were named are all answered for.
+
+    Args:
+        paths: Files and folders.
+
+    Returns:
+        The images in the given order (a folder's by name), and what was set aside.
+
+    Raises:
+        DataError: If there is no file or folder of a name.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += [file for file in files_below(path)[0] if is_image_name(file)]
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DataError(f"There is no file or folder {str(path)!r}.")
+    reasons = check_images(found)
+    readable = [path for path, reason in zip(found, reasons, strict=True) if reason is None]
+    set_aside = [
+        SetAside(str(p), reason) for p, reason in zip(found, reasons, strict=True) if reason is not None
+    ]
+    return readable, set_aside
+
+
+# ---- datasets
+
+#: From an RGB image to what a batch is made of: a float tensor (3, H, W).
+Transform = Callable[["Image.Image"], Any]
+
+
+class ImageFiles(Dataset[Any]):
+    """Images as a dataset: `dataset[i]` is `transform(image)`, or the RGB image itself without a transform."""
+
+    def __init__(self, paths: Sequence[str | Path], transform: Transform | None = None) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        image = open_image(self.paths[index])
+        return image if self.transform is None else self.transform(image)
+
+
+class LabelledImages(Dataset[Any]):
+    """Images and their classes as a dataset: `dataset[i]` is `(transform(image), class index)`."""
+
+    def __init__(
+        self, paths: Sequence[str | Path], targets: Sequence[int], *, transform: Transform | None = None
+    ) -> None:
+        self.images = ImageFiles(paths, transform)
+        self.targets = list(targets)
+
+    @property
+    def transform(self) -> Transform | None:
+        """What is done to each image; may be set at any time before the loader is made."""
+        return self.images.transform
+
+    @transform.setter
+    def transform(self, transform: Transform | None) -> None:
+        self.images.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[index], self.targets[index]
