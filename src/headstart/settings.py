@@ -10,6 +10,7 @@ import torch
 
 from headstart.callback import Callback
 from headstart.errors import MisconfigurationError, UnknownArgumentError, did_you_mean
+from headstart.hooks import is_overridden
 from headstart.strategy import Strategy
 
 
@@ -158,7 +159,7 @@ def gather_callbacks(
         callbacks.append(own.Timer(duration=max_time))
     if checkpointing and not is_trial and not has(own.ModelCheckpoint):
         callbacks.append(own.ModelCheckpoint())
-    keys = [each.state_key for each in callbacks]
+    keys = [each.state_key for each in callbacks if is_overridden("state_dict", each, Callback)]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
         raise MisconfigurationError(

@@ -44,6 +44,19 @@ def test_each_function_is_called_as_the_hook_of_its_name(tmp_path):
     assert seen == [("setup", "fit"), ("epoch", 0), *batches, ("epoch", 1), *batches]
 
 
+def test_one_run_takes_several(tmp_path):
+    seen = []
+    callbacks = [
+        LambdaCallback(on_train_start=lambda trainer, pl_module: seen.append("first")),
+        LambdaCallback(on_train_start=lambda trainer, pl_module: seen.append("second")),
+    ]
+    trainer = Trainer(
+        max_epochs=1, callbacks=callbacks, accelerator="cpu", logger=False, default_root_dir=tmp_path
+    )
+    trainer.fit(Tiny(), DataLoader(torch.ones(2, 1), batch_size=1))  # saves a checkpoint, too
+    assert seen == ["first", "second"]
+
+
 def test_every_hook_of_a_callback_can_be_given():
     hooks = [name for name in vars(Callback) if name.startswith("on_")] + ["setup", "teardown"]
     callback = LambdaCallback(**{name: lambda *arguments, name=name: name for name in hooks})
