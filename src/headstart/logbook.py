@@ -31,7 +31,8 @@ class Logbook:
         self._num_loaders = 1
         self.kept: dict[str, Any] = {}  # the latest of what is over, as callbacks see it
         self.kept_for_bar: dict[str, Any] = {}
-        self.logged: dict[str, Any] = {}  # the latest that the loggers got
+        self._logged: dict[str, Any] = {}  # the latest that the loggers got
+        self._evaluated_batches = 0  # over all evaluations of the run: the x axis of their step values
 
     def record(self, name: str, value: Any, *, batch_size: int | None, **options: Any) -> None:
         """Record what `self.log` was given."""
@@ -80,6 +81,14 @@ class Logbook:
             metrics |= {key: value for entry, key, value in self.training.epoch_values() if entry.prog_bar}
         return {key: float(value) for key, value in metrics.items()}
 
+    @property
+    def logged_metrics(self) -> dict[str, Any]:
+        """The latest value for the loggers under each name; a step's also where its turn to be written is yet to come."""
+        steps = {
+            key: value for entry, key, value in self.training.step_values(only_fresh=False) if entry.logger
+        }
+        return {**steps, **self._logged} if self.training_is_complete else {**self._logged, **steps}
+
     # ---- training
 
     def begin_training_epoch(self) -> None:
@@ -110,6 +119,15 @@ class Logbook:
         self._num_loaders = num_loaders
         return self.evaluation
 
+    def close_evaluation_step(self) -> None:
+        """Give a step's values to the loggers: each, for an evaluation is short."""
+        assert self.evaluation is not None
+        steps = {key: value for entry, key, value in self.evaluation.step_values() if entry.logger}
+        if steps:
+            self._log(steps, self._evaluated_batches)
+        self._evaluated_batches += not self._trainer.sanity_checking
+        self.evaluation.close_step()
+
     def close_evaluation(self) -> list[dict[str, float]]:
         """Keep and log what was collected, and give it as numbers, a dict for each loader."""
         assert self.evaluation is not None
@@ -134,7 +152,9 @@ class Logbook:
     def forget(self) -> None:
         """Begin with no values."""
         self.end_evaluation()
-        self.kept, self.kept_for_bar, self.logged = {}, {}, {}
+        self.training, self.training_is_complete = Results(self._trainer.strategy), False
+        self.kept, self.kept_for_bar, self._logged = {}, {}, {}
+        self._evaluated_batches = 0
 
     # ---- to the loggers
 
@@ -149,7 +169,7 @@ class Logbook:
         trainer = self._trainer
         if not values or trainer.sanity_checking:
             return
-        self.logged |= {key: torch.as_tensor(value) for key, value in values.items()}
+        self._logged |= {key: torch.as_tensor(value) for key, value in values.items()}
         if trainer.is_global_zero:
             numbers = {key: float(value) for key, value in values.items()} | {"epoch": trainer.current_epoch}
             for logger in trainer.loggers:

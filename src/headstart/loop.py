@@ -345,7 +345,7 @@ def evaluate(
 ) -> list[dict[str, float]]:
     """Run `validation_step` or `test_step` over every loader, and give what was logged, a dict for each loader."""
     hooks, logbook = trainer.hooks, trainer.logbook
-    results = logbook.begin_evaluation(len(all_loaders))
+    logbook.begin_evaluation(len(all_loaders))
     step, arity = trainer.step_function(f"{kind}_step")
     several = len(all_loaders) > 1
     with _evaluation_mode(trainer, kind):
@@ -363,7 +363,7 @@ def evaluate(
                     output = step(*(batch, batch_idx, *tail)[:arity])
                 hooks.current = ""
                 hooks(f"on_{kind}_batch_end", output, batch, batch_idx, *tail)
-                results.close_step()
+                logbook.close_evaluation_step()
         logbook.current_loader = None
         logbook.evaluation_is_complete = True
         hooks(f"on_{kind}_epoch_end")
@@ -408,14 +408,15 @@ def predict(trainer: Trainer, all_loaders: list[Any], limits: Sequence[float | N
 def _evaluation_mode(trainer: Trainer, kind: str) -> Iterator[None]:
     """Evaluation mode and no gradients; afterwards the modes from before, and frozen modules in evaluation mode."""
     module = trainer.lightning_module
-    modes = {child: child.training for child in module.modules()}
+    # Pairs, no dict: the hash of a torchmetrics object changes with what it has seen.
+    modes = [(child, child.training) for child in module.modules()]
     # Inside fit no_grad: what a module caches in inference mode could not be used in a later training step.
     context = torch.inference_mode if trainer.inference_mode and not trainer.is_fitting else torch.no_grad
     trainer.hooks(f"on_{kind}_model_eval")
     with context():
         yield
-    for child in module.modules():
-        child.training = modes.get(child, child.training)
+    for child, training in modes:
+        child.training = training
     freezing.establish_modes(module, only_frozen=True)
 
 

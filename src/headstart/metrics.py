@@ -95,6 +95,11 @@ class Entry:
     weight: float = 0.0  # the number of samples (or values) in `total`
     fresh: bool = False  # logged since the last step was closed
 
+    def key(self, kind: str) -> str:
+        """The name with `_step` or `_epoch`; a loader's number stays at the end."""
+        base, separator, index = self.name.partition("/dataloader_idx_")
+        return f"{base}_{kind}{separator}{index}"
+
     def epoch_value(self, strategy: Strategy) -> torch.Tensor:
         """The epoch's value; over all processes where `sync_dist` asks for it."""
         if self.metric is not None:
@@ -235,7 +240,7 @@ class Results:
         """Each step's value: the entry, its key (`name_step` where the epoch's is kept too), the value."""
         for entry in self._step_entries:
             if entry.value is not None and (entry.fresh or not only_fresh):
-                yield entry, f"{entry.name}_step" if entry.on_epoch else entry.name, entry.value
+                yield entry, entry.key("step") if entry.on_epoch else entry.name, entry.value
 
     def epoch_values(self) -> Iterator[tuple[Entry, str, Any]]:
         """Each epoch's value: the entry, its key (`name_epoch` where the step's is kept too), the value."""
@@ -243,12 +248,12 @@ class Results:
             if entry.on_epoch and (entry.metric is not None or entry.total is not None):
                 yield (
                     entry,
-                    f"{entry.name}_epoch" if entry.on_step else entry.name,
+                    entry.key("epoch") if entry.on_step else entry.name,
                     entry.epoch_value(self._strategy),
                 )
 
     def callback_values(self) -> dict[str, Any]:
-        """What callbacks see: steps' and epochs' values, and under the plain name the epoch's where there is one."""
+        """What callbacks see: the values, and under the plain name the epoch's where there is one."""
         values: dict[str, Any] = {}
         for entry, key, value in self.step_values(only_fresh=False):
             values[entry.name] = value
@@ -273,21 +278,35 @@ class Results:
 
     # ---- saving in the middle of an epoch
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint in the middle of an epoch keeps; metrics keep their own state (`metric_states`)."""
+    def state_dict(self, module: nn.Module) -> dict[str, Any]:
+        """What a checkpoint in the middle of an epoch keeps; metrics keep their own state (`metric_states`).
+
+        Args:
+            module: The module that holds the logged metrics; the state names them by their place in it.
+        """
+        places = {id(child): name for name, child in module.named_modules()}
         return {
             entry.name: {
                 "on_step": entry.on_step, "on_epoch": entry.on_epoch, "reduction": entry.reduction,
                 "prog_bar": entry.prog_bar, "logger": entry.logger, "sync_dist": entry.sync_dist,
                 "value": entry.value, "total": entry.total, "weight": entry.weight,
+                "metric": places[id(entry.metric)] if entry.metric is not None else None,
             }
             for entry in self.entries.values()
-            if entry.metric is None
+            if entry.metric is None or id(entry.metric) in places
         }  # fmt: skip
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], module: nn.Module) -> None:
         """Take back what `state_dict` gave."""
-        self.entries = {name: Entry(name=name, **fields) for name, fields in state.items()}
+        children = dict(module.named_modules())
+        self.entries = {
+            name: Entry(
+                name=name,
+                **{**fields, "metric": None if fields["metric"] is None else children[fields["metric"]]},
+            )
+            for name, fields in state.items()
+            if fields["metric"] is None or is_metric(children.get(fields["metric"]))
+        }
         self._step_entries = [entry for entry in self.entries.values() if entry.on_step]
 
 

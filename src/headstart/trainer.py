@@ -32,7 +32,7 @@ from headstart.optim import (
     sync_scheduler,
 )
 from headstart.precision import Precision
-from headstart.seed import isolated_random_state, restore_random_state
+from headstart.seed import isolated_random_state
 from headstart.strategy import SingleDevice, Strategy
 
 Limit = int | float | None
@@ -502,12 +502,11 @@ class Trainer:
         memory, self._memory = self._memory, None
         if memory is None or "progress" not in memory:
             return
-        if self.progress.batch:
-            self.train_batches.resume(
-                memory["order"], batch=self.progress.batch, random_state=memory["random_state"]
-            )
-        if self.ckpt_path is not None:  # a run that goes on in the same process has its random state
-            restore_random_state(memory["random_state"]["random"])
+        progress = self.progress
+        if progress.batch and not progress.is_last_batch and progress.stage != "epoch_end":
+            self.train_batches.resume(memory["order"], batch=progress.batch)
+        # A run that goes on in the same process has its global random state.
+        self.train_batches.restore(memory["random_state"], only_loader=self.ckpt_path is None)
 
     # ---- validate, test, predict
 
@@ -799,7 +798,7 @@ class Trainer:
     @property
     def logged_metrics(self) -> dict[str, Any]:
         """The values that the loggers got, the latest under each name."""
-        return self.logbook.logged
+        return self.logbook.logged_metrics
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
