@@ -12,7 +12,12 @@ import headstart
 from headstart import lightning_names
 from headstart.lightning_names import table
 from headstart.lightning_names.finder import LightningFinder, in_table, is_module
-from headstart.lightning_names.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from headstart.lightning_names.rank_zero import (
+    rank_zero_experiment,
+    rank_zero_info,
+    rank_zero_only,
+    rank_zero_warn,
+)
 from headstart.lightning_names.requirements import RunIf, unmet
 
 PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "tests_pytorch")
@@ -161,6 +166,15 @@ def test_rank_zero_functions_run_on_the_first_process_only(monkeypatch, caplog):
     rank_zero_warn("not here")
     assert counted == [1]
     assert [record.getMessage() for record in caplog.records] == ["here is first"]
+
+
+def test_an_experiment_is_silent_on_other_processes(monkeypatch):
+    experiment = rank_zero_experiment(lambda: "writer")
+    assert experiment() == "writer"
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    silent = experiment()
+    silent["key"] = 1
+    assert silent.add_scalar("loss", 1.0).config["lr"] is silent
 
 
 def test_random_state_is_put_back(installed):

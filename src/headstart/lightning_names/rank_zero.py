@@ -66,3 +66,34 @@ def rank_zero_warn(
 def rank_zero_deprecation(message: Any, stacklevel: int = 5, **kwargs: Any) -> None:
     """Warn of something that will go, on the first process only."""
     warnings.warn(message, RankZeroDeprecationWarning, stacklevel=stacklevel, **kwargs)
+
+
+def rank_zero_experiment(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a logger's `experiment`: on the other processes it gives an object that takes every call in silence.
+
+    Example:
+        >>> class Curves:
+        ...     @property
+        ...     @rank_zero_experiment
+        ...     def experiment(self):
+        ...         return "a writer"
+        >>> Curves().experiment
+        'a writer'
+    """
+    return rank_zero_only(function, default=_Silent())
+
+
+class _Silent:
+    """Takes every call, and gives itself for every attribute and item."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Silent:
+        return self
+
+    def __getattr__(self, name: str) -> _Silent:
+        return self
+
+    def __getitem__(self, key: Any) -> _Silent:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Keep nothing."""

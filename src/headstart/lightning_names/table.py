@@ -41,6 +41,7 @@ _TIMER = _in("headstart.callbacks", "Timer")
 _CSV = _in("headstart.loggers", "CSVLogger")
 _TENSORBOARD = _in("headstart.loggers", "TensorBoardLogger")
 _LOGGER = _in("headstart.loggers", "Logger")
+_EXPERIMENT = _in("headstart.lightning_names.rank_zero", "rank_zero_experiment")
 
 _RANK_ZERO = _in(
     "headstart.lightning_names.rank_zero",
@@ -77,7 +78,7 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.core.module": _MODULE,
     "pytorch_lightning.core.lightning": _MODULE,  # 1.x
     "pytorch_lightning.core.datamodule": _DATAMODULE,
-    "pytorch_lightning.core.optimizer": {"LightningOptimizer": "headstart.optim:ManualOptimizer"},
+    "pytorch_lightning.core.optimizer": {"LightningOptimizer": "headstart.optim:ManagedOptimizer"},
     "pytorch_lightning.core.hooks": _in("headstart.datamodule", "DataHooks"),
     "pytorch_lightning.trainer": {**_TRAINER, "seed_everything": "headstart.seed"},
     "pytorch_lightning.trainer.trainer": _TRAINER,
@@ -109,8 +110,11 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.callbacks.timer": _TIMER,
     # ---- loggers
     "pytorch_lightning.loggers": {**_CSV, **_TENSORBOARD, **_LOGGER},
-    "pytorch_lightning.loggers.logger": _LOGGER,
-    "pytorch_lightning.loggers.base": {"LightningLoggerBase": "headstart.loggers:Logger"},  # 1.x
+    "pytorch_lightning.loggers.logger": {**_LOGGER, **_EXPERIMENT},
+    "pytorch_lightning.loggers.base": {
+        "LightningLoggerBase": "headstart.loggers:Logger",
+        **_EXPERIMENT,
+    },  # 1.x
     "pytorch_lightning.loggers.csv_logs": _CSV,
     "pytorch_lightning.loggers.tensorboard": _TENSORBOARD,
     # ---- utilities
@@ -121,6 +125,10 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.utilities.warnings": _WARNINGS,
     "pytorch_lightning.utilities.seed": _SEED,
     "pytorch_lightning.utilities.types": _TYPES,
+    "pytorch_lightning.utilities.model_summary": {
+        "ModelSummary": "headstart.callbacks.model_summary:summarize",
+        "summarize": "headstart.callbacks.model_summary",
+    },
     "pytorch_lightning.utilities.parsing": _ATTRIBUTES,
     "pytorch_lightning.utilities.apply_func": _MOVE,  # 1.x
     "pytorch_lightning.utilities.testing._runif": {

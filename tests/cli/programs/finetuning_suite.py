@@ -21,15 +21,8 @@ def _seeded():
 
 
 def brief(directory, **settings):
-    return Trainer(
-        default_root_dir=directory,
-        accelerator="cpu",
-        limit_train_batches=settings.pop("limit_train_batches", 1),
-        limit_val_batches=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+    settings.setdefault("limit_train_batches", 1)
+    return Trainer(default_root_dir=directory, accelerator="cpu", limit_val_batches=1, **settings)
 
 
 class WithBackbone(BoringModel):
