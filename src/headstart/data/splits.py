@@ -74,10 +74,10 @@ def split_by_class(
     for positions in by_class.values():
         positions.sort(key=lambda position: _rank(keys[position], seed=seed))
         size = len(positions)
-        num_val = max(1, round(size * val_fraction)) if size >= 2 else 0
-        num_test = max(1, round(size * test_fraction)) if size >= 3 and test_fraction > 0 else 0
-        # Rounding up twice may take everything: train keeps one, then val keeps one.
-        num_test = min(num_test, size - num_val - 1) if num_test else 0
+        has_val, has_test = size >= 2, size >= 3 and test_fraction > 0
+        # Rounded, at least one, and leaving one each for the parts still to come.
+        num_val = min(max(1, round(size * val_fraction)), size - 1 - has_test) if has_val else 0
+        num_test = min(max(1, round(size * test_fraction)), size - 1 - num_val) if has_test else 0
         split.test.extend(positions[:num_test])
         split.val.extend(positions[num_test : num_test + num_val])
         split.train.extend(positions[num_test + num_val :])
