@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from headstart.data.kind import detect_kind
     from headstart.data.report import DataReport, SetAside
     from headstart.data.splits import split_by_class
-    from headstart.data.text import LabelledTexts, TextRows, TextTableData, read_rows
+    from headstart.data.text import LabelledTexts, TextCollate, TextRows, TextTableData, read_rows
 
 # Each public name, and the module in which it is defined.
 _DEFINED_IN = {
@@ -23,6 +23,7 @@ _DEFINED_IN = {
     "LabelledImages": "headstart.data.images",
     "LabelledTexts": "headstart.data.text",
     "SetAside": "headstart.data.report",
+    "TextCollate": "headstart.data.text",
     "TextRows": "headstart.data.text",
     "TextTableData": "headstart.data.text",
     "detect_kind": "headstart.data.kind",
@@ -40,6 +41,7 @@ __all__ = [
     "LabelledImages",
     "LabelledTexts",
     "SetAside",
+    "TextCollate",
     "TextRows",
     "TextTableData",
     "detect_kind",
