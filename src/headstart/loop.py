@@ -66,6 +66,7 @@ def fit(trainer: Trainer) -> None:
     """Train until the last epoch, the last step, or until somebody says stop."""
     hooks = trainer.hooks
     if trainer.is_done() and not trainer.progress.is_inside_epoch:
+        trainer.stand_again()
         return
     if trainer.train_dataloader is None:
         trainer.load_train_batches()
@@ -132,6 +133,7 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
     window, steps_now = _window(trainer, batch_idx)
     outputs: dict[str, Any] | None = None
     automatic = module.automatic_optimization
+    before = progress.accumulated  # L-BFGS runs the closure several times: each begins from here
     optimizer = trainer.optimizers[0] if trainer.optimizers and automatic else None
 
     def closure() -> torch.Tensor | None:
@@ -147,14 +149,14 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         outputs, loss = _read_output(output, automatic=automatic)
         if loss is None or not automatic:
             return None
-        if progress.accumulated == 0 and optimizer is not None:
+        if before == 0 and optimizer is not None:
             hooks("on_before_zero_grad", optimizer)
             module.optimizer_zero_grad(progress.epoch, batch_idx, optimizer)
         scaled = loss if window == 1 else loss / window
         hooks("on_before_backward", scaled)
         module.backward(precision.scale(scaled))
         hooks("on_after_backward")
-        progress.accumulated += 1
+        progress.accumulated = before + 1
         if steps_now and optimizer is not None:
             _before_step(trainer, optimizer, batch_idx)
         return loss
