@@ -97,10 +97,15 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
         first.log_metrics({"loss": float(step)}, step=step)
     first.save()
     second = CSVLogger(tmp_path, version=0)
-    second.resume_from(3)  # the checkpoint was taken after three steps: 0, 1, 2
-    second.log_metrics({"loss": 3.0}, step=3)
+    second.resume_from(2)
+    assert [row["step"] for row in rows(second)] == ["0", "1", "2"]
+    second.log_metrics({"loss": 2.0}, step=2)  # the same once more
+    second.log_metrics({"val_loss": 2.5}, step=2)  # not there yet
+    second.log_metrics({"loss": 30.0}, step=3)
     second.save()
-    assert [row["step"] for row in rows(second)] == ["0", "1", "2", "3"]
+    assert [(row["step"], row["loss"], row["val_loss"]) for row in rows(second)] == [
+        ("0", "0.0", ""), ("1", "1.0", ""), ("2", "2.0", ""), ("2", "", "2.5"), ("3", "30.0", "")
+    ]  # fmt: skip
 
 
 def test_resuming_without_an_earlier_file_is_no_error(tmp_path):

@@ -47,7 +47,7 @@ def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path):
     first.finalize("failed")
     second = TensorBoardLogger(tmp_path, version=0)
     second.log_hyperparams({"lr": 0.1})  # a run does so before it looks at the checkpoint
-    second.resume_from(2)
+    second.resume_from(1)
     second.log_metrics({"loss": 0.5}, step=2)
     second.finalize("success")
     second.log_metrics({"test_loss": 0.25}, step=3)  # a second file, which must not hide the first

@@ -72,9 +72,9 @@ class CSVLogger(FileLogger):
             self._flushed_step = step
 
     def resume_from(self, step: int) -> None:
-        """Remove the rows at `step` or later: the run that goes on from there writes them once more."""
+        """Remove the rows after `step`; a row up to there that is logged once more, and the same, is not repeated."""
         self._next_step = self._flushed_step = step
-        self.experiment.cut(step)
+        self.experiment.resume_from(step)
 
     def save(self) -> None:
         """Append the rows that are held back."""
@@ -108,11 +108,17 @@ class MetricsFile:
         self._columns: dict[str, None] = {}  # an ordered set
         self._num_columns_written = 0
         self._rows: list[dict[str, Any]] = []
+        self._expected: list[
+            dict[str, str]
+        ] = []  # rows of a resumed run's past that it is about to log once more
         if self.path.exists():
             self._continue()
 
     def add(self, row: dict[str, Any]) -> None:
         """Hold a row back until `flush`."""
+        if self._expected and (cells := _cells(row)) in self._expected:
+            self._expected.remove(cells)
+            return
         self._rows.append(row)
         for name in row:
             self._columns[name] = None
@@ -127,11 +133,19 @@ class MetricsFile:
             csv.DictWriter(file, self._columns, restval="", lineterminator="\n").writerows(self._rows)
         self._rows.clear()
 
-    def cut(self, step: int) -> None:
-        """Remove the rows whose step is `step` or higher, written and held back."""
-        self._rows = [row for row in self._rows if row["step"] < step]
+    def resume_from(self, step: int) -> None:
+        """Remove the rows after `step`, and take those around it that will be added again for the same ones.
+
+        A checkpoint is taken between two rows, and only the steps of rows are known: those of its own step, and the
+        means of an epoch that ended with the step before, may be there already or not.
+        """
+        self.flush()
         if self._num_columns_written:
-            self._rewrite(before=step)
+            self._rewrite(up_to=step)
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self._expected = [
+                    _cells(row) for row in csv.DictReader(file) if float(row["step"]) >= step - 1
+                ]
 
     def _continue(self) -> None:
         """Take over the columns of an existing file, and cut off a last line that a kill has left incomplete."""
@@ -144,8 +158,8 @@ class MetricsFile:
             self._columns = dict.fromkeys(next(csv.reader(file), []))
         self._num_columns_written = len(self._columns)
 
-    def _rewrite(self, *, before: float = math.inf) -> None:
-        """Write the file anew with all columns, and the rows below a step; it is whole, or as it was before."""
+    def _rewrite(self, *, up_to: float = math.inf) -> None:
+        """Write the file anew with all columns, and the rows up to a step; it is whole, or as it was before."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         with temporary.open("w", newline="", encoding="utf-8") as target:
@@ -153,6 +167,11 @@ class MetricsFile:
             writer.writeheader()
             if self._num_columns_written:
                 with self.path.open(newline="", encoding="utf-8") as source:
-                    writer.writerows(row for row in csv.DictReader(source) if float(row["step"]) < before)
+                    writer.writerows(row for row in csv.DictReader(source) if float(row["step"]) <= up_to)
         temporary.replace(self.path)
         self._num_columns_written = len(self._columns)
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of a row as they stand in the file, without the empty ones."""
+    return {name: str(value) for name, value in row.items() if value is not None and str(value)}

@@ -79,7 +79,10 @@ class Logger(ABC):
         """Record the module's graph, where the logger can."""
 
     def resume_from(self, step: int) -> None:
-        """Forget what was recorded at `step` or later: the run goes on from a checkpoint that was taken there."""
+        """Forget what was recorded after `step`: the run goes on from a checkpoint that was taken there.
+
+        What was recorded at `step`, or just before it, may be recorded once more.
+        """
 
     def save(self) -> None:
         """Write what is held back."""

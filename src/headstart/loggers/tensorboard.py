@@ -136,10 +136,10 @@ class TensorBoardLogger(FileLogger):
             self.experiment.add_graph(model, input_array)
 
     def resume_from(self, step: int) -> None:
-        """Hide the points at `step` or later: the run that goes on from a checkpoint logs them once more."""
+        """Hide the points after `step`: the run that goes on from a checkpoint logs them once more."""
         self._next_step = step
         self.finalize("success")  # a file says at its beginning what it hides
-        self._purge_step = step
+        self._purge_step = step + 1
 
     def save(self) -> None:
         """Write what is still held back."""
