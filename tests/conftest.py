@@ -6,6 +6,9 @@ from torch.utils.data import TensorDataset
 
 from headstart import Trainer
 
+# The models here are so small that a second thread costs more than it computes.
+torch.set_num_threads(1)
+
 
 @pytest.fixture
 def quiet_trainer(tmp_path):
