@@ -200,6 +200,13 @@ def _as_number(word):
         return word
 
 
+def test_a_failing_test_under_pytest_shows_its_values_and_gives_1(headstart, script):
+    script("def test_it():\n    value = 3\n    assert value == 4", "test_one.py")
+    result = headstart("run", "-m", "pytest", "-p", "no:cacheprovider", "test_one.py")
+    assert result.returncode == 1
+    assert "assert 3 == 4" in result.stdout
+
+
 @pytest.mark.slow
 def test_a_suite_of_finetuning_tests_passes_under_pytest(headstart, programs, tmp_path):
     shutil.copy(programs / "finetuning_suite.py", tmp_path / "test_finetuning.py")

@@ -26,7 +26,8 @@ directory, exit code, traceback.
   -h, --help   show this
 
 A name that headstart lacks is an ImportError that says so. An installed PyTorch Lightning is not imported, nor is a
-module of yours with one of those four names.
+module of yours with one of those four names. Python processes that the program starts (loader workers with `spawn`,
+`subprocess`, torchrun) find headstart too, through PYTHONPATH: not with `python -I` or `-E`, which ignore it.
 """
 
 

@@ -82,6 +82,7 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.core.hooks": _in("headstart.datamodule", "DataHooks"),
     "pytorch_lightning.trainer": {**_TRAINER, "seed_everything": "headstart.seed"},
     "pytorch_lightning.trainer.trainer": _TRAINER,
+    "pytorch_lightning.trainer.states": _in("headstart.lightning_names.types", "TrainerFn"),
     # ---- callbacks
     "pytorch_lightning.callbacks": {
         **_CALLBACK,

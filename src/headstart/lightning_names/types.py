@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from torch import Tensor
@@ -24,3 +25,17 @@ LRSchedulerType = type[LRScheduler] | type[ReduceLROnPlateau]
 OptimizerConfig = Mapping[str, Any]
 OptimizerLRSchedulerConfig = Mapping[str, Any]
 LRSchedulerConfigType = Mapping[str, Any]
+
+
+class TrainerFn(StrEnum):
+    """The word that `setup` and `teardown` get, by name.
+
+    Example:
+        >>> TrainerFn.FITTING == "fit"
+        True
+    """
+
+    FITTING = "fit"
+    VALIDATING = "validate"
+    TESTING = "test"
+    PREDICTING = "predict"
