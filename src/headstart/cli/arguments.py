@@ -1,0 +1,32 @@
+"""Arguments that `headstart predict` and `headstart evaluate` have in common."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add how samples are read, and on what they are computed."""
+    parser.add_argument("--batch_size", type=_positive, default=32, help="samples at a time (default: 32)")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=0,
+        help="processes that read samples; 0 reads them in this one (default: 0)",
+    )
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, cuda or mps (default: auto)")
+    parser.add_argument("--devices", default="auto", help="how many devices (default: auto)")
+    parser.add_argument("--precision", default="32-true", help="number format, as for fit (default: 32-true)")
+
+
+def device_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Give what `add_device_arguments` read, as the keyword arguments of `probabilities_of`."""
+    return {"accelerator": options.accelerator, "devices": options.devices, "precision": options.precision}
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value

@@ -1,0 +1,111 @@
+"""`headstart evaluate RUN DATA`: the scores of a trained model on other labelled data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.cli.arguments import add_device_arguments, device_settings
+from headstart.errors import MisconfigurationError
+
+if TYPE_CHECKING:
+    from headstart.data import ClassificationData
+    from headstart.tasks import Classifier
+
+_DESCRIPTION = """\
+Measure the model that `headstart fit` left in RUN on DATA: a folder with a folder of images per class (its test folder,
+where it has train, val and test), or a table of texts and labels. Scores go to standard output, everything else to
+standard error.
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluate and print; give the exit code.
+
+    Args:
+        arguments: What follows `headstart evaluate`.
+
+    Returns:
+        0.
+    """
+    options = _parser().parse_args(arguments)
+
+    from headstart.artefact import load_artefact, read_metadata
+
+    metadata = read_metadata(options.run)
+    model = load_artefact(options.run)
+    data = _open_data(options, model, metadata.get("data") or {})
+    for line in data.prepare().report.lines():
+        print(line, file=sys.stderr)
+    if warning := _seen_in_training(options.data, data, metadata.get("data") or {}):
+        print(f"Careful: {warning}", file=sys.stderr)
+
+    from headstart.cli import output
+    from headstart.cli.inference import scores_of
+
+    scores = scores_of(model, data.test_dataloader(), **device_settings(options))
+    if options.format == "json":
+        print(json.dumps(scores.to_dict(model.class_names), indent=2, ensure_ascii=False))
+    else:
+        output.show(output.classes_table(scores, model.class_names))
+        facts = [
+            ("model", str(options.run)),
+            ("tested on", f"{scores.num_samples:,} samples of {options.data}"),
+        ]
+        output.show(output.facts_table("Result", [*facts, *output.score_facts(scores)]))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="headstart evaluate", description=_DESCRIPTION)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder that `headstart fit` wrote")
+    parser.add_argument("data", metavar="DATA", help="labelled images or texts, with the classes of RUN")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="(default: table)")
+    parser.add_argument("--text_column", help="the column of the texts (default: as in the training data)")
+    parser.add_argument("--text_pair_column", help="the column of the second texts, for pairs")
+    parser.add_argument("--label_column", help="the column of the labels (default: as in the training data)")
+    add_device_arguments(parser)
+    return parser
+
+
+def _open_data(
+    options: argparse.Namespace, model: Classifier, trained_on: dict[str, Any]
+) -> ClassificationData:
+    from headstart.data import ImageFolderData, TextTableData, detect_kind
+    from headstart.tasks import ImageClassifier, TextClassifier
+
+    kind = detect_kind(options.data)
+    if kind != model.kind:
+        raise MisconfigurationError(
+            f"The model in {options.run} judges {model.kind}, and {options.data} holds {kind}."
+        )
+    settings: dict[str, Any] = {
+        "class_names": model.class_names,
+        "batch_size": options.batch_size,
+        "num_workers": options.num_workers,
+    }
+    if isinstance(model, ImageClassifier):
+        transform = model.preprocessing.eval_transform()
+        return ImageFolderData.for_evaluation(options.data, eval_transform=transform, **settings)
+    assert isinstance(model, TextClassifier)
+    named = [each for each in (options.text_column, options.text_pair_column) if each is not None]
+    return TextTableData.for_evaluation(
+        options.data,
+        tokenize=model.preprocessing,
+        text_columns=named or trained_on.get("text_columns"),
+        label_column=options.label_column or trained_on.get("label_column"),
+        **settings,
+    )
+
+
+def _seen_in_training(path: str, data: ClassificationData, trained_on: dict[str, Any]) -> str | None:
+    """Say so if this is the data of the training, and more of it than was held back."""
+    source = trained_on.get("source")
+    if source is None or Path(source).resolve() != Path(path).resolve():
+        return None
+    if data.report.num_samples <= trained_on.get("part_sizes", {}).get("test", 0):
+        return None
+    return f"{path} is what this model was trained on, so these scores are too good. RUN holds those of its test part."

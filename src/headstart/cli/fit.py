@@ -1,0 +1,334 @@
+"""`headstart fit DATA --out RUN`: from data to a tested model, in one command."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import asdict
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from headstart.cli.options import FitOptions, Request, parse
+from headstart.errors import HeadstartError, missing_dependency
+
+if TYPE_CHECKING:
+    from headstart.callback import Callback
+    from headstart.cli.phases import PhaseRecord
+    from headstart.cli.run_folder import RunFolder
+    from headstart.data import ClassificationData
+    from headstart.tasks import Classifier
+
+_INTERRUPTED = 130
+
+# Macro-F1, as the result is judged by it too; the loss may grow from overconfidence while predictions get better.
+_MONITOR: str = "val_f1"
+
+# A language model forgets what it knows at the rates at which an image model is finetuned.
+_BACKBONE_LR_OF_TEXT = 2e-5
+_BACKBONE_LR_RATIO_OF_IMAGES = 0.1
+
+
+def run(arguments: list[str]) -> int:
+    """Train, test and save; give the exit code.
+
+    Args:
+        arguments: What follows `headstart fit`.
+
+    Returns:
+        0, or 130 after Ctrl-C.
+
+    Raises:
+        HeadstartError: If options or data cannot be used, or the disk is full.
+    """
+    request = parse(arguments)
+    try:
+        return _fit(request)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise HeadstartError(
+            f"The disk of {request.options.out} is full. The last checkpoint there is whole: make room and go on with "
+            "the same command and --resume."
+        ) from error
+
+
+def _fit(request: Request) -> int:
+    from headstart.cli.run_folder import RunFolder
+    from headstart.seed import seed_everything
+
+    options = request.options
+    folder = RunFolder(options.out)
+    folder.check(request)
+    data = open_data(options)
+    for line in data.prepare().report.lines():
+        print(line)
+    seed_everything(options.seed, verbose=False)
+    model = make_model(options, data)
+    if request.resume:
+        folder.go_on(options, data)
+    else:
+        folder.begin(options, data)
+    print(
+        f"Backbone {model.backbone.name}: {_num_parameters(model.backbone):,} parameters. RUN: {folder.path}",
+        flush=True,
+    )
+
+    record, was_interrupted = _train(model, data, options, folder, resume=request.resume)
+    best_epoch = _restore_best(model, folder)
+    if was_interrupted and not record.phases:
+        print("Interrupted before anything was learned: nothing is saved.")
+        return _INTERRUPTED
+    _save(
+        folder,
+        model,
+        data,
+        record,
+        metrics={"best_epoch": best_epoch, "validation": _validation(record, best_epoch)},
+    )
+    if was_interrupted:
+        _say_interrupted(folder, options, best_epoch)
+        return _INTERRUPTED
+    _test_and_report(folder, model, data, options, record, best_epoch)
+    return 0
+
+
+# ---- data and model
+
+
+def open_data(options: FitOptions) -> ClassificationData:
+    """Give the data module for the data that the options name, not read yet.
+
+    Raises:
+        DataError: If there is no such data.
+        MisconfigurationError: If options are for the other kind of data.
+    """
+    from headstart.data import ImageFolderData, TextTableData, detect_kind
+
+    kind = detect_kind(options.data)
+    options.refuse_options_of_the_other_kind(kind)
+    settings: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "val_fraction": options.val_fraction,
+        "test_fraction": options.test_fraction,
+        "seed": options.seed,
+        "num_workers": options.num_workers,
+    }
+    if kind == "images":
+        return ImageFolderData(options.data, **settings)
+    return TextTableData(
+        options.data, text_columns=options.text_columns, label_column=options.label_column, **settings
+    )
+
+
+def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
+    """Give the model for the data, and the data what the model's preprocessing does to its samples."""
+    from headstart.backbones import default_backbone
+    from headstart.data import ImageFolderData, TextTableData
+    from headstart.tasks import ImageClassifier, TextClassifier, balanced_class_weights
+
+    is_balanced = options.class_weights == "balanced"
+    settings: dict[str, Any] = {
+        "class_names": data.class_names,
+        "lr": options.lr,
+        "weight_decay": options.weight_decay,
+        "class_weights": balanced_class_weights(data.class_counts) if is_balanced else None,
+    }
+    if isinstance(data, ImageFolderData):
+        backbone = options.backbone or default_backbone("images")
+        images = ImageClassifier(backbone, image_size=options.image_size, **settings)
+        data.train_transform = images.preprocessing.train_transform()
+        data.eval_transform = images.preprocessing.eval_transform()
+        return images
+    assert isinstance(data, TextTableData)
+    backbone = options.backbone or default_backbone("text")
+    texts = TextClassifier(backbone, max_length=options.max_length, **settings)
+    data.tokenize = texts.preprocessing
+    return texts
+
+
+# ---- training
+
+
+def _train(
+    model: Classifier, data: ClassificationData, options: FitOptions, folder: RunFolder, *, resume: bool
+) -> tuple[PhaseRecord, bool]:
+    """Train to the end or to Ctrl-C, and give the record and whether it was Ctrl-C."""
+    from headstart.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+    from headstart.cli.interrupt import Interrupt
+    from headstart.cli.phases import PhaseRecord
+    from headstart.trainer import Trainer
+
+    record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
+    callbacks: list[Callback] = [
+        *_freezing(model, options),
+        record,
+        interrupt,
+        LearningRateMonitor(logging_interval="epoch"),
+        EarlyStopping(_MONITOR, mode="max", patience=options.patience),
+        RichProgressBar(),
+        ModelCheckpoint(
+            folder.last_checkpoint.parent,
+            filename="best",
+            monitor=_MONITOR,
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        ),
+    ]
+    trainer = Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        precision=options.precision,
+        max_epochs=options.epochs,
+        callbacks=callbacks,
+        logger=_loggers(folder),
+        log_every_n_steps=10,
+        enable_model_summary=False,
+    )
+    checkpoint = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
+    if resume and checkpoint is None:
+        print("The run had saved no checkpoint yet: it begins from its start.")
+    with interrupt.listening():
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+        except KeyboardInterrupt:
+            return record, True
+    return record, interrupt.is_requested
+
+
+def _freezing(model: Classifier, options: FitOptions) -> list[Callback]:
+    """Freeze the backbone, and give the callback that thaws it in its epoch, if that comes."""
+    from headstart import freezing
+    from headstart.callbacks import BackboneFinetuning
+
+    if options.unfreeze_at_epoch >= options.epochs:
+        freezing.freeze(model.backbone)
+        return []
+    backbone_lr = options.backbone_lr
+    if backbone_lr is None:
+        is_text = model.kind == "text"
+        backbone_lr = _BACKBONE_LR_OF_TEXT if is_text else options.lr * _BACKBONE_LR_RATIO_OF_IMAGES
+    return [
+        BackboneFinetuning(
+            unfreeze_backbone_at_epoch=options.unfreeze_at_epoch,
+            backbone_initial_lr=backbone_lr,
+            lambda_func=lambda _: 1.0,  # constant: the rate that was named is the rate that is used
+            train_bn=False,
+        )
+    ]
+
+
+def _loggers(folder: RunFolder) -> list[Any]:
+    """Give the loggers of the curves; TensorBoard's only where it is installed."""
+    from importlib.util import find_spec
+
+    from headstart.loggers import CSVLogger, TensorBoardLogger
+
+    where: dict[str, Any] = {"name": None, "version": folder.metrics_file.parent.name}
+    loggers: list[Any] = [CSVLogger(folder.path, **where)]
+    if find_spec("tensorboard") is None:
+        hint = missing_dependency("tensorboard", needed_for="curves in TensorBoard", extra="tensorboard")
+        print(f"{hint} Without it, the curves are in {folder.metrics_file} alone.")
+    else:
+        loggers.append(TensorBoardLogger(folder.path, **where))
+    return loggers
+
+
+def _restore_best(model: Classifier, folder: RunFolder) -> int | None:
+    """Give the model the weights of the best epoch, if one came to its end; give that epoch."""
+    from headstart.checkpoint import load_weights, read_checkpoint
+
+    model.to("cpu")
+    if not folder.best_checkpoint.is_file():
+        return None
+    checkpoint = read_checkpoint(folder.best_checkpoint)
+    load_weights(model, checkpoint["state_dict"], source=str(folder.best_checkpoint))
+    return int(checkpoint["epoch"])
+
+
+# ---- the end
+
+
+def _save(
+    folder: RunFolder,
+    model: Classifier,
+    data: ClassificationData,
+    record: PhaseRecord,
+    *,
+    metrics: dict[str, Any],
+) -> None:
+    from headstart.artefact import save_artefact
+    from headstart.data import TextTableData
+
+    found = data.report.to_dict()
+    if isinstance(data, TextTableData):
+        found |= {"text_columns": list(data.text_columns), "label_column": data.label_column}
+    history = {"phases": [asdict(each) for each in record.phases], "epochs": record.epochs}
+    save_artefact(folder.path, model, metrics=metrics, data_report=found, history=history)
+
+
+def _validation(record: PhaseRecord, epoch: int | None) -> dict[str, float]:
+    """Give the validation's values of an epoch, without the part of their names that says so."""
+    found = next((each for each in record.epochs if each["epoch"] == epoch), {})
+    return {name.removeprefix("val_"): value for name, value in found.items() if name.startswith("val_")}
+
+
+def _test_and_report(
+    folder: RunFolder,
+    model: Classifier,
+    data: ClassificationData,
+    options: FitOptions,
+    record: PhaseRecord,
+    best_epoch: int | None,
+) -> None:
+    from headstart.cli import output
+    from headstart.cli.inference import scores_of
+
+    is_held_back = data.test_set is not None
+    loader = data.test_dataloader() if is_held_back else data.val_dataloader()
+    begun = monotonic()
+    scores = scores_of(
+        model, loader, accelerator=options.accelerator, devices=options.devices, precision=options.precision
+    )
+    seconds = monotonic() - begun
+    metrics = {"best_epoch": best_epoch, "validation": _validation(record, best_epoch)}
+    if is_held_back:
+        metrics["test"] = scores.to_dict(data.class_names)
+    _save(folder, model, data, record, metrics=metrics)
+
+    num_backbone, num_head = _num_parameters(model.backbone), _num_parameters(model.head)
+    tested = f"{scores.num_samples:,} samples held back from training"
+    if not is_held_back:
+        tested = (
+            f"{scores.num_samples:,} samples of validation, by which the best epoch was chosen: there is no test part, "
+            "and these scores are too good"
+        )
+    facts = [
+        ("trained", f"{model.backbone.name}, {num_backbone:,} parameters, and a head of {num_head:,}"),
+        *output.phase_facts(record.phases, best_epoch=best_epoch),
+        ("tested on", f"{tested}; {output.duration(seconds)}"),
+        *output.score_facts(scores),
+        ("artefact", str(folder.path)),
+        ("curves", str(folder.metrics_file)),
+    ]
+    print()
+    output.show(output.classes_table(scores, data.class_names))
+    output.show(output.facts_table("Result", facts))
+    what = "PHOTO ..." if model.kind == "images" else "TABLE ..."
+    print(f"Use it: {output.command_line('headstart', 'predict', str(folder.path))} {what}")
+
+
+def _say_interrupted(folder: RunFolder, options: FitOptions, best_epoch: int | None) -> None:
+    from headstart.cli.output import command_line
+
+    learned = (
+        "as far as it came"
+        if best_epoch is None
+        else f"as of epoch {best_epoch}, the best in validation so far"
+    )
+    print(f"\nInterrupted. The model {learned}, is saved in {folder.path}; it was not tested.")
+    again = command_line("headstart", "fit", options.data, "--out", str(folder.path), "--resume")
+    print(f"Go on: {again}")
+
+
+def _num_parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,80 @@
+"""Ctrl-C that ends training between two batches, with everything saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.callback import Callback
+
+if TYPE_CHECKING:
+    from headstart.module import LightningModule
+    from headstart.trainer import Trainer
+
+_MESSAGE = b"\nCtrl-C: ending cleanly, after this batch or this validation. Once more to stop at once.\n"
+
+
+class Interrupt(Callback):
+    """Ends a run at the next place from which it can go on, when Ctrl-C asked for it.
+
+    In the midst of an epoch that is the end of the batch; in a validation, the end of the epoch. A second Ctrl-C is
+    Python's own `KeyboardInterrupt`, at once.
+
+    Args:
+        checkpoint: The file to which the state goes.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.is_requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C while the block runs. Only in the main thread, as everything with signals."""
+        main_process = os.getpid()
+
+        def take(*_: object) -> None:
+            # A loader's worker is a copy of this process and gets Ctrl-C, too: it goes on until it is not needed.
+            if os.getpid() != main_process:
+                return
+            if self.is_requested:
+                raise KeyboardInterrupt
+            self.is_requested = True
+            os.write(2, _MESSAGE)  # print is not safe here: it may be what was interrupted
+
+        before = signal.signal(signal.SIGINT, take)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and end, if it was asked for."""
+        if self.is_requested:
+            trainer.save_checkpoint(self.checkpoint)
+            raise KeyboardInterrupt
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let this epoch be the last, if it was asked for; it is saved at its end as every other."""
+        if self.is_requested:
+            trainer.should_stop = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not begin another epoch, if it was asked for between two."""
+        if self.is_requested and trainer.global_step > 0:
+            raise KeyboardInterrupt

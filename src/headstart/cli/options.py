@@ -1,0 +1,241 @@
+"""The options of `headstart fit`: one dataclass, from which the command line and the YAML files are made."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from headstart.errors import MisconfigurationError, did_you_mean, missing_dependency
+
+_DESCRIPTION = """\
+Finetune a pretrained model on DATA: a folder with a folder of images per class, or a table (CSV, TSV, JSON lines,
+Parquet) with a column of texts and one of labels. At first the backbone is frozen and the head learns; then the
+backbone is unfrozen and all of it learns. The best epoch by validation is tested on samples held back from training,
+and saved in RUN, from which `headstart predict` and `headstart evaluate` work.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What `headstart fit` is asked to do.
+
+    Attributes:
+        data: A folder with a folder of images per class, or a table of texts and labels.
+        out: The folder of the run: model, checkpoints, curves and settings go here.
+        backbone: efficientnet_lite0, minilm, timm:NAME, torchvision:NAME, hf:NAME, or a local file or folder. Without
+            it, the packaged one for the kind of data.
+        epochs: Passes over the training data, frozen ones included.
+        unfreeze_at_epoch: The epoch, counted from 0, at which the backbone is unfrozen; as many come before it. At
+            `epochs` or beyond, only the head learns.
+        lr: Learning rate of the head.
+        backbone_lr: Learning rate of the backbone once it is unfrozen. Without it, a tenth of lr for images and
+            2e-5 for texts.
+        weight_decay: Weight decay of AdamW.
+        batch_size: Samples a step.
+        class_weights: "balanced" lets every class count the same in the loss, however few its samples; "none" counts
+            every sample the same.
+        patience: End after this many epochs without a better validation score.
+        image_size: Height and width in pixels to which images are brought; the backbone's own without it.
+        max_length: Tokens beyond which a text is cut off; the backbone's own without it.
+        text_column: The column of the texts; looked for by its name without it.
+        text_pair_column: The column of the second text, for pairs such as premise and hypothesis.
+        label_column: The column of the labels; looked for by its name without it.
+        val_fraction: Share of samples to choose the best epoch with, where DATA brings no val part.
+        test_fraction: Share of samples to test with, where DATA brings no test part; 0 for no test.
+        seed: Of the split, the head's first weights and the order of samples.
+        num_workers: Processes that read samples; 0 reads them in this one.
+        accelerator: auto, cpu, gpu, cuda or mps.
+        devices: How many devices.
+        precision: Number format: 32-true, bf16-mixed, 16-mixed, ...
+    """
+
+    data: str
+    out: str
+    backbone: str | None = None
+    epochs: int = 8
+    unfreeze_at_epoch: int = 4
+    lr: float = 1e-3
+    backbone_lr: float | None = None
+    weight_decay: float = 0.01
+    batch_size: int = 32
+    class_weights: Literal["balanced", "none"] = "balanced"
+    patience: int = 5
+    image_size: int | None = None
+    max_length: int | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    seed: int = 0
+    num_workers: int = 0
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise MisconfigurationError(f"--{name} is {value}; expected {lowest} or more.")
+        for name in ("lr", "backbone_lr"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise MisconfigurationError(f"--{name} is {value}; expected a number above 0.")
+        if self.text_pair_column is not None and self.text_column is None:
+            raise MisconfigurationError(
+                f"--text_pair_column is {self.text_pair_column!r} and --text_column is missing: name both columns."
+            )
+
+    def refuse_options_of_the_other_kind(self, kind: Literal["images", "text"]) -> None:
+        """Refuse options that would have no effect on this kind of data.
+
+        Raises:
+            MisconfigurationError: With the first such option.
+        """
+        others = {
+            "images": ("text_column", "text_pair_column", "label_column", "max_length"),
+            "text": ("image_size",),
+        }
+        for name in others[kind]:
+            if getattr(self, name) is not None:
+                meant = "a table of texts" if kind == "images" else "a folder of images"
+                found = "a folder of images" if kind == "images" else "a table of texts"
+                raise MisconfigurationError(
+                    f"--{name} is for {meant}, and {self.data} is {found}. Leave it out."
+                )
+
+    @property
+    def text_columns(self) -> list[str] | None:
+        """The columns of texts that were named; `None` where they are to be found."""
+        named = [each for each in (self.text_column, self.text_pair_column) if each is not None]
+        return named or None
+
+
+_LOWEST = {
+    "epochs": 1, "unfreeze_at_epoch": 0, "weight_decay": 0, "batch_size": 1, "patience": 1, "image_size": 16,
+    "max_length": 8, "num_workers": 0,
+}  # fmt: skip
+
+#: Options that may change when a run goes on: they do not touch what was learned so far. All others must be as they
+#: were, or the run that goes on is another than the one that was begun.
+FREE_ON_RESUME = frozenset(
+    {"data", "out", "epochs", "patience", "num_workers", "accelerator", "devices", "text_column", "text_pair_column",
+     "label_column"}  # the columns and the data are compared by what is read from them
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What stands on the command line: the options, and what to do with a RUN that exists."""
+
+    options: FitOptions
+    resume: bool
+    overwrite: bool
+
+
+def parse(arguments: list[str]) -> Request:
+    """Give what a command line asks for.
+
+    With `--resume`, options that are not given are those of the run; one that is given, and must not change, is an
+    error.
+
+    Args:
+        arguments: What follows `headstart fit`.
+
+    Raises:
+        SystemExit: After `--help` and `--print_config` (code 0), and for a wrong use (code 2).
+        MisconfigurationError: If a value makes no sense, or differs from the run that is to go on.
+
+    Example:
+        >>> request = parse(["photos", "--out", "run", "--epochs", "3"])
+        >>> request.options.epochs, request.options.lr, request.resume
+        (3, 0.001, False)
+    """
+    found = _parse(arguments, defaults={})
+    if found["resume"]:
+        before = read_options(found["out"])
+        found = _parse(arguments, defaults={name: value for name, value in before.items() if name != "data"})
+        _refuse_changes(before, found)
+    if found["resume"] and found["overwrite"]:
+        raise MisconfigurationError("--resume goes on with RUN and --overwrite deletes it: give one of them.")
+    names = {each.name for each in fields(FitOptions)}
+    options = FitOptions(**{name: value for name, value in found.items() if name in names})
+    return Request(options, resume=found["resume"], overwrite=found["overwrite"])
+
+
+def write_options(options: FitOptions, run: str | Path) -> None:
+    """Write the options as `run.yaml`, which `--config` reads."""
+    import yaml
+
+    (Path(run) / "run.yaml").write_text(yaml.safe_dump(asdict(options), sort_keys=False), encoding="utf-8")
+
+
+def read_options(run: str | Path) -> dict[str, Any]:
+    """Give the options of the run in a folder.
+
+    Raises:
+        MisconfigurationError: If no run was begun there.
+    """
+    path = Path(run) / "run.yaml"
+    if not path.is_file():
+        raise MisconfigurationError(
+            f"There is no run in {str(run)!r} to go on with (no run.yaml). Begin one: leave out --resume."
+        )
+    import yaml
+
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise MisconfigurationError(
+            f"{path} is damaged: expected names with values. Begin anew in another folder."
+        )
+    names = {each.name for each in fields(FitOptions)}
+    return {name: value for name, value in found.items() if name in names}
+
+
+def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [
+        f"--{name} was {value} and is {now[name]}"
+        for name, value in before.items()
+        if name not in FREE_ON_RESUME and now[name] != value
+    ]
+    if changed:
+        raise MisconfigurationError(
+            f"The run in {now['out']!r} cannot go on with other settings: {'; '.join(changed)}. Leave them out to go on as "
+            "it was begun, or begin anew in another folder (--out)."
+        )
+
+
+def _parse(arguments: list[str], *, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError:
+        raise missing_dependency("jsonargparse", needed_for="headstart fit", extra="cli") from None
+    parser = ArgumentParser(prog="headstart fit", description=_DESCRIPTION, exit_on_error=False)
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="A YAML file with any of these options, such as the run.yaml of a RUN.",
+    )
+    parser.add_argument(
+        "data", metavar="DATA", help="A folder of images per class, or a table of texts and labels."
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="Go on with the run in RUN from its last checkpoint."
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Delete the run in RUN and begin anew.")
+    parser.add_class_arguments(FitOptions, skip={"data"})
+    parser.set_defaults(dict(defaults))
+    try:
+        found: dict[str, Any] = parser.parse_args(arguments).as_dict()
+    except ArgumentError as error:
+        known = [f"--{each.name}" for each in fields(FitOptions)] + ["--resume", "--overwrite", "--config"]
+        unknown = re.search(r"unrecognized arguments: (--[^ =]+)", str(error), re.IGNORECASE)
+        hint = did_you_mean(unknown.group(1), known) if unknown else ""
+        print(f"headstart fit: {error}.{hint} `headstart fit --help` lists the options.", file=sys.stderr)
+        raise SystemExit(2) from None
+    return found

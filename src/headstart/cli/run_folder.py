@@ -1,0 +1,128 @@
+"""The folder RUN of `headstart fit`: what lies where in it, and whether a run may begin, go on or be replaced there.
+
+RUN/
+  run.yaml             the options
+  data.json            what was found in the data, and digests of its parts
+  checkpoints/         best.ckpt and last.ckpt
+  logs/                curves: metrics.csv, and TensorBoard's files
+  model.safetensors, headstart.json, tokenizer/      the artefact
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from headstart.cli.options import FitOptions, Request, write_options
+from headstart.errors import DataError, MisconfigurationError
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: Where it is, or will be.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The state with the best validation score."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The newest state, from which a run goes on."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The curves."""
+        return self.path / "logs" / "metrics.csv"
+
+    def check(self, request: Request) -> None:
+        """Refuse now, before any work, what `begin` could not do.
+
+        Raises:
+            MisconfigurationError: If something is there already, or `--overwrite` would delete more than a run.
+        """
+        if not self.path.exists() or request.resume:
+            return
+        if not self.path.is_dir():
+            raise MisconfigurationError(f"--out {self.path} is a file. Give a folder, which will be made.")
+        if not any(self.path.iterdir()):
+            return
+        is_run = (self.path / "run.yaml").is_file()
+        if not request.overwrite:
+            advice = (
+                "--resume to go on with it, --overwrite to delete it and begin anew, or " if is_run else ""
+            )
+            what = "holds a run already" if is_run else "is not empty"
+            raise MisconfigurationError(f"--out {self.path} {what}. Give {advice}another folder.")
+        if not is_run:
+            raise MisconfigurationError(
+                f"--out {self.path} is no run (it has no run.yaml), so --overwrite does not delete it. Give another folder."
+            )
+        if Path(request.options.data).resolve().is_relative_to(self.path.resolve()):
+            raise MisconfigurationError(
+                f"{request.options.data} lies in {self.path}, and --overwrite would delete it. Give another folder."
+            )
+
+    def begin(self, options: FitOptions, data: Any) -> None:
+        """Make the folder, empty but for the options and what was found in the data."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        write_options(options, self.path)
+        found = {"report": data.report.to_dict(), "digests": digests(data)}
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+        (self.path / "data.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+
+    def go_on(self, options: FitOptions, data: Any) -> None:
+        """Check that the data is that of the run which goes on, and keep the options that may change.
+
+        Raises:
+            DataError: If a part of the data has changed.
+        """
+        before = json.loads((self.path / "data.json").read_text(encoding="utf-8", errors="surrogateescape"))
+        now, sizes_then = digests(data), before["report"]["part_sizes"]
+        changed = [
+            f"{part}: {sizes_then.get(part, 0):,} samples then, {data.report.part_sizes.get(part, 0):,} now"
+            for part in sorted({*before["digests"], *now})
+            if before["digests"].get(part) != now.get(part)
+        ]
+        if changed:
+            raise DataError(
+                f"{options.data} is not what the run in {self.path} was begun with ({'; '.join(changed)}; other samples, "
+                "other classes, or another split). Give the data as it was, or begin anew in another folder (--out)."
+            )
+        write_options(options, self.path)
+
+
+def digests(data: Any) -> dict[str, str]:
+    """Give a digest of each part of the data: of the names and sizes of images, of texts, and of their classes.
+
+    Args:
+        data: An `ImageFolderData` or `TextTableData`.
+    """
+    found = {}
+    for part in data.report.part_sizes:
+        dataset = {"train": data.train_set, "val": data.val_set, "test": data.test_set}[part]
+        digest = hashlib.sha256(repr(data.class_names).encode())
+        if hasattr(dataset, "images"):
+            # Not the pixels: a folder may be large, and a file whose size and name stay is hardly ever another.
+            samples = [
+                (path.relative_to(data.source).as_posix(), path.stat().st_size)
+                for path in dataset.images.paths
+            ]
+        else:
+            samples = dataset.texts
+        for sample, target in zip(samples, dataset.targets, strict=True):
+            digest.update(repr((sample, target)).encode())
+        found[part] = digest.hexdigest()
+    return found
