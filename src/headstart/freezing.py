@@ -28,6 +28,9 @@ Mode = Literal["train", "eval"]
 # Kept on the module itself, so that it follows the module into another tree and through a deep copy.
 _PINNED = "_headstart_pinned_mode"
 
+# Set on a batch norm that had `track_running_stats` when the flag was cleared to say that it is frozen.
+_TRACKS_IN_TRAINING = "_headstart_tracks_in_training"
+
 
 def freeze(module: nn.Module) -> None:
     """Freeze all of `module`: its parameters get no gradient, and it is in evaluation mode.
@@ -123,6 +126,16 @@ def pinned_modules(module: nn.Module) -> dict[str, Mode]:
     return {name: mode for name, child in module.named_modules() if (mode := getattr(child, _PINNED, None))}
 
 
+def stop_tracking(norm: nn.Module) -> None:
+    """Clear `track_running_stats` of a frozen batch norm; `establish_modes` sets it again when the norm trains.
+
+    Scripts of the field read the flag. What keeps the statistics is evaluation mode.
+    """
+    if norm.track_running_stats:
+        setattr(norm, _TRACKS_IN_TRAINING, True)
+        norm.track_running_stats = False  # type: ignore[assignment]
+
+
 def establish_modes(module: nn.Module, *, only_frozen: bool = False) -> list[str]:
     """Put every module of a tree into the mode that the rule gives it. Idempotent.
 
@@ -209,6 +222,8 @@ def _apply(
         woken.append(name)
     if not (only_frozen and training and not pinned):
         module.training = training
+        if training and module.__dict__.get(_TRACKS_IN_TRAINING):
+            module.track_running_stats = True  # type: ignore[assignment]
     inner = _Context(
         training=training,
         layers_train=around.layers_train if verdict is None else layers_train[module],
@@ -415,6 +430,9 @@ def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     gradients = {parameter: parameter.grad for parameter in module.parameters()}
+    buffers = {
+        buffer: buffer.clone() for buffer in module.buffers()
+    }  # the running statistics that a step moves
     counter = FlopCounterMode(display=False)
     with counter:
         output = step()
@@ -423,4 +441,7 @@ def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
             loss.sum().backward()  # type: ignore[no-untyped-call]
     for parameter, gradient in gradients.items():
         parameter.grad = gradient
+    with torch.no_grad():
+        for buffer, value in buffers.items():
+            buffer.copy_(value)
     return {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}

@@ -482,9 +482,11 @@ class Trainer:
             for each in self.optimizers
         ]
 
-    def step_function(self, name: str) -> tuple[Callable[..., Any], int]:
+    def step_function(
+        self, name: str, module: LightningModule | None = None
+    ) -> tuple[Callable[..., Any], int]:
         """Give a step of the module, and how many of (batch, batch_idx, dataloader_idx) it takes."""
-        module = self.lightning_module
+        module = module or self.lightning_module
         parameters = inspect.signature(getattr(module, name)).parameters.values()
         if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
             arity = 3
@@ -725,31 +727,38 @@ class Trainer:
 
         Args:
             model: The module; `None` takes the one of the last run.
-            batch: A training batch for the FLOPs; `None` takes `model.example_input_array`, or counts nothing.
+            batch: A training batch, for the FLOPs of a step; `None` counts those of `model.example_input_array`
+                through `forward`, or nothing.
 
         Returns:
             The audit: print it, or call its `check`.
         """
         module = self._model_or_last(model)
-        step: Callable[[], Any] | None = None
-        if batch is not None:
-
-            def step() -> Any:
-                return module.training_step(*(batch, 0)[: self.step_function_arity(module)])
-        elif module.example_input_array is not None:
-            example = module.example_input_array
-
-            def step() -> Any:
-                return module(*example) if isinstance(example, tuple) else module(example)
-
-        own = self.optimizers if module is self._module else []
+        optimizers = self.optimizers if module is self._module else []
+        self.strategy.setup(module)
+        freezing.establish_modes(module)
         with isolated_random_state():
-            return freezing.audit(module, optimizers=own, step=step)
+            return freezing.audit(module, optimizers=optimizers, step=self._audited_step(module, batch))
 
-    @staticmethod
-    def step_function_arity(module: LightningModule) -> int:
-        """How many of (batch, batch_idx) `training_step` takes."""
-        return min(2, len(inspect.signature(module.training_step).parameters))
+    def _audited_step(self, module: LightningModule, batch: Any) -> Callable[[], Any] | None:
+        """What one training step computes, without a trace in the run's records; `None` where there is no batch."""
+        example = module.example_input_array
+        if batch is None and example is None:
+            return None
+
+        def step() -> Any:
+            if batch is None:
+                return module(*example) if isinstance(example, tuple) else module(example)
+            trainer, module.trainer = (
+                module.__dict__.get("_trainer"),
+                None,
+            )  # so that self.log records nothing
+            try:
+                return module.training_step(*(batch, 0)[: self.step_function("training_step", module)[1]])
+            finally:
+                module.trainer = trainer
+
+        return step
 
     # ---- manual optimization
 
