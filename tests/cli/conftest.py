@@ -19,7 +19,7 @@ def headstart(tmp_path):
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
             timeout=300,
