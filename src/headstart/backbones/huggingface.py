@@ -165,7 +165,7 @@ def _as_backbone(model: Any, *, name: str, preprocessing: ImagePreprocessing | T
         pool=mean_of_patches if is_image else mean_of_tokens,
         architecture={
             "library": "transformers",
-            "config": json.loads(model.config.to_json_string(use_diff=False)),
+            "config": _plain_config(model.config),
         },
     )
     if isinstance(preprocessing, ImagePreprocessing):
@@ -175,6 +175,12 @@ def _as_backbone(model: Any, *, name: str, preprocessing: ImagePreprocessing | T
     hidden_size = None if is_image else getattr(model.config, "hidden_size", None)
     backbone.width = int(hidden_size) if hidden_size else measure_width(_Called(backbone), example)
     return backbone
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    values.pop("_name_or_path", None)  # a folder of this machine, which means nothing on another
+    return values
 
 
 class _Called(torch.nn.Module):

@@ -159,7 +159,7 @@ class Classifier(LightningModule):
     def rebuild_arguments(self) -> dict[str, Any]:
         """Give plain arguments that build this module again, weights aside, without a network or a package's data."""
         known = self.backbone.architecture is not None
-        description = (
+        description: dict[str, Any] = (
             self.backbone.describe() if known else {"name": self.backbone.name, "architecture": None}
         )
         if isinstance(self.preprocessing, TextPreprocessing):
