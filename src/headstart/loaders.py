@@ -113,7 +113,7 @@ class EpochOfBatches:
 
     The order, and every random draw of the data, is that of `for batch in loader`. To stand at batch `n` after a
     resume, the random state of the epoch's start is put back, `n` batches are fetched and dropped (so that whatever
-    the dataset draws is drawn again), and the random state of the checkpoint is put back.
+    the dataset draws is drawn again), and the random state from before that is put back.
 
     Args:
         loader: The training loader.
@@ -132,13 +132,11 @@ class EpochOfBatches:
         self._look_ahead = length_of(loader) is None
         self._start: dict[str, Any] = {}
         self._skip = 0
-        self._resume_random: Mapping[str, Any] | None = None
 
-    def resume(self, state: Mapping[str, Any], *, batch: int, random_state: Mapping[str, Any]) -> None:
-        """Go on after `batch` batches of the epoch whose `state_dict` is `state`, in `random_state`."""
+    def resume(self, state: Mapping[str, Any], *, batch: int) -> None:
+        """Go on after `batch` batches of the epoch whose `state_dict` is `state`."""
         self._start = dict(state)
         self._skip = batch
-        self._resume_random = random_state
 
     def state_dict(self) -> dict[str, Any]:
         """The random states with which the epoch's order was drawn."""
@@ -151,24 +149,26 @@ class EpochOfBatches:
             "generators": [generator.get_state() for generator in _generators(self._loader)],
         }
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        restore_random_state(state["random"])
+    def restore(self, state: Mapping[str, Any], *, only_loader: bool = False) -> None:
+        """Put back what `random_state` gave; or the loader's own generators alone."""
+        if not only_loader:
+            restore_random_state(state["random"])
         for generator, own in zip(_generators(self._loader), state["generators"], strict=False):
             generator.set_state(own.cpu())
 
     def __iter__(self) -> Iterator[tuple[int, Any, bool]]:
         skip, self._skip = self._skip, 0
-        resume_random, self._resume_random = self._resume_random, None
+        here = self.random_state()
         if skip:
-            self._restore(self._start)
+            self.restore(self._start)
         else:
-            self._start = self.random_state()
+            self._start = here
         iterator = iter(self._loader)
         for _ in range(skip):
             next(iterator)
         ahead: Any = next(iterator, _END) if self._look_ahead else None
-        if resume_random is not None:
-            self._restore(resume_random)
+        if skip:
+            self.restore(here)
         index = skip
         while self._count is None or index < self._count:
             batch = ahead if self._look_ahead else next(iterator, _END)

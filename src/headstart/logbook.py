@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from headstart.metrics import Results
 from headstart.transfer import batch_size_of
@@ -156,6 +158,24 @@ class Logbook:
         self.kept, self.kept_for_bar, self._logged = {}, {}, {}
         self._evaluated_batches = 0
 
+    # ---- saving and resuming
+
+    def state_dict(self, module: nn.Module) -> dict[str, Any]:
+        """The values; of the running epoch's as `Results.state_dict` gives them."""
+        return {
+            "kept": dict(self.kept), "kept_for_bar": dict(self.kept_for_bar), "logged": dict(self._logged),
+            "evaluated_batches": self._evaluated_batches,
+            # Between two epochs all is kept already, and the next one begins anew.
+            "training": self.training.state_dict(module) if self._trainer.progress.is_inside_epoch else {},
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any], module: nn.Module, *, is_complete: bool) -> None:
+        """Take back what `state_dict` gave; `is_complete` says whether the epoch's last batch is over."""
+        self.kept, self.kept_for_bar = dict(state["kept"]), dict(state["kept_for_bar"])
+        self._logged, self._evaluated_batches = dict(state["logged"]), state["evaluated_batches"]
+        self.training.load_state_dict(state["training"], module)
+        self.training_is_complete = is_complete
+
     # ---- to the loggers
 
     def _close(self, results: Results, *, step: int) -> dict[str, float]:
@@ -163,6 +183,8 @@ class Logbook:
         self.kept |= results.callback_values()
         self.kept_for_bar |= {key: value for entry, key, value in values if entry.prog_bar}
         self._log({key: value for entry, key, value in values if entry.logger}, step)
+        for logger in self._trainer.loggers if self._trainer.is_global_zero else []:
+            logger.save()  # steps' values wait for their turn; an epoch's are on the disk
         return {key: float(value) for _, key, value in values}
 
     def _log(self, values: dict[str, Any], step: int) -> None:
@@ -174,7 +196,6 @@ class Logbook:
             numbers = {key: float(value) for key, value in values.items()} | {"epoch": trainer.current_epoch}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=step)
-                logger.save()
 
     def log_hyper_parameters(self) -> None:
         """Give the module's and the data module's hyper-parameters to the loggers."""

@@ -186,14 +186,14 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         if progress.is_last_batch:
             _step_schedulers(trainer, "epoch", watching=False)
     hooks("on_train_batch_end", outputs, batch, batch_idx)
-    trainer.logbook.close_training_step(stepped=steps_now)
     return None
 
 
 def _after_batch(trainer: Trainer) -> None:
-    """What is due between two batches: validation, and schedulers that watch a value step by step."""
+    """What is due between two batches: the log, validation, and schedulers that watch a value step by step."""
     progress = trainer.progress
     if progress.stage == "stepped":
+        trainer.logbook.close_training_step(stepped=not progress.accumulated)
         if trainer.is_validation_due():
             validate_within_fit(trainer)
         progress.stage = "validated"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -289,7 +289,7 @@ class Results:
             entry.name: {
                 "on_step": entry.on_step, "on_epoch": entry.on_epoch, "reduction": entry.reduction,
                 "prog_bar": entry.prog_bar, "logger": entry.logger, "sync_dist": entry.sync_dist,
-                "value": entry.value, "total": entry.total, "weight": entry.weight,
+                "value": entry.value, "total": entry.total, "weight": entry.weight, "fresh": entry.fresh,
                 "metric": places[id(entry.metric)] if entry.metric is not None else None,
             }
             for entry in self.entries.values()
@@ -316,15 +316,16 @@ def is_metric(value: Any) -> bool:
     return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
 
 
-def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
+def metric_states(module: nn.Module, *, leave_out: Iterable[Any] = ()) -> dict[str, dict[str, Any]]:
     """The running state of each torchmetrics metric inside `module`, by name (a state dict does not hold it)."""
+    left_out = {id(metric) for metric in leave_out}
     return {
         name: {
             "states": {key: getattr(metric, key) for key in metric._defaults},  # noqa: SLF001 (no public name)
             "update_count": metric._update_count,  # noqa: SLF001
         }
         for name, metric in module.named_modules()
-        if is_metric(metric)
+        if is_metric(metric) and id(metric) not in left_out
     }
 
 

@@ -62,13 +62,13 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
         "trainable": freezing.trainable_names(module),
         "param_groups": [group_names(each, module) for each in trainer.optimizers],
         "random_state": trainer.train_batches.random_state(),
-        "metrics": dict(logbook.kept),
-        "bar_metrics": dict(logbook.kept_for_bar),
+        "logbook": logbook.state_dict(module),
     }
     if progress.is_inside_epoch:
         state["order"] = trainer.train_batches.state_dict()
-        state["results"] = logbook.training.state_dict()
-        state["metric_states"] = metric_states(module)
+        # An evaluation that is running is over on a resume, or begins anew: its metrics begin anew either way.
+        evaluated = logbook.evaluation.entries.values() if logbook.evaluation is not None else ()
+        state["metric_states"] = metric_states(module, leave_out=[entry.metric for entry in evaluated])
     if progress.accumulated:
         state["gradients"] = {
             name: parameter.grad
@@ -163,9 +163,8 @@ def restore_training(
         freezing.set_trainable(module, state["trainable"])
         for optimizer, names in zip(trainer.optimizers, state["param_groups"], strict=False):
             regroup(optimizer, names, module)
-        logbook.kept, logbook.kept_for_bar = dict(state["metrics"]), dict(state["bar_metrics"])
-        logbook.training.load_state_dict(state.get("results", {}))
-        logbook.training_is_complete = trainer.progress.stage == "epoch_end"
+        is_complete = trainer.progress.stage == "epoch_end"
+        logbook.load_state_dict(state["logbook"], module, is_complete=is_complete)
         load_metric_states(module, state.get("metric_states", {}))
         for name, gradient in state.get("gradients", {}).items():
             module.get_parameter(name).grad = gradient

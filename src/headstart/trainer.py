@@ -442,6 +442,10 @@ class Trainer:
             resume.restore_training(
                 self, self._memory, checkpoint or self._memory, source=self.ckpt_path or "The last fit"
             )
+            for each in self.loggers if checkpoint is not None and self.is_global_zero else []:
+                each.resume_from(
+                    self.progress.logged_steps
+                )  # what was logged after the checkpoint is logged again
         self.logbook.log_hyper_parameters()
         self.observe_trainable_set()
         if (

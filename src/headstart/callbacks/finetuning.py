@@ -147,7 +147,7 @@ class BaseFinetuning(Callback):
     def freeze_module(module: nn.Module) -> None:
         """Freeze the parameters that `module` owns itself, and put it into evaluation mode."""
         if freezing.is_batch_norm(module):
-            module.track_running_stats = False  # type: ignore[assignment]
+            freezing.stop_tracking(module)
             setattr(module, _TRAINS_ALONE, False)
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad = False
