@@ -247,6 +247,17 @@ def test_should_stop_waits_for_the_least_number_of_epochs(quiet_trainer):
         assert module.count == batches
 
 
+def test_a_run_that_is_stopped_within_an_epoch_is_validated_once_more(quiet_trainer):
+    class Stops(Counting):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            super().on_train_batch_end(outputs, batch, batch_idx)
+            self.trainer.should_stop = self.count == 4
+
+    module = Stops()
+    quiet_trainer(max_epochs=5).fit(module, DataLoader(torch.ones(10, 1)), DataLoader(torch.ones(3, 1)))
+    assert (module.count, module.at) == (4, [4])
+
+
 def test_steps_are_estimated_before_the_optimizers_exist(quiet_trainer):
     class Module(Slope):
         def configure_optimizers(self):

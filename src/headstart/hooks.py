@@ -125,7 +125,7 @@ def check_names(owner: object, base: type, *, needed: Sequence[str]) -> None:
             raise MisconfigurationError(
                 f"{kind} defines {name!r}, which is never called. Did you mean {meant!r}?"
             )
-        if name.startswith("on_") and name not in hooks and not name.startswith("on_validation_model"):
+        if name.startswith("on_") and name not in hooks:
             hint = did_you_mean(name, [hook for hook in hooks if hook.startswith("on_")])
             if hint and not any(repr(known) in hint for known in own):
                 raise MisconfigurationError(

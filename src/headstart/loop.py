@@ -26,6 +26,7 @@ import torch
 
 from headstart import freezing, loaders
 from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean
+from headstart.logbook import Logbook
 from headstart.optim import ManagedOptimizer, SchedulerConfig, needs_closure, sync_scheduler
 
 if TYPE_CHECKING:
@@ -319,6 +320,7 @@ def _watched_value(trainer: Trainer, config: SchedulerConfig) -> Any:
 def sanity_check(trainer: Trainer) -> None:
     """Run a few validation batches before training, so that a fault in them shows now; leave no trace of it."""
     trainer.sanity_checking = True
+    logbook, trainer.logbook = trainer.logbook, Logbook(trainer)
     trainer.hooks("on_sanity_check_start")
     trainer.load_validation_batches()
     limits = [trainer.num_sanity_val_steps if count is None else min(trainer.num_sanity_val_steps, count)
@@ -326,7 +328,7 @@ def sanity_check(trainer: Trainer) -> None:
     trainer.num_sanity_val_batches = limits
     evaluate(trainer, "validation", trainer.validation_loaders, limits)
     trainer.hooks("on_sanity_check_end")
-    trainer.logbook.forget()
+    trainer.logbook = logbook
     trainer.sanity_checking = False
 
 
@@ -419,6 +421,7 @@ def _evaluation_mode(trainer: Trainer, kind: str) -> Iterator[None]:
         yield
     for child, training in modes:
         child.training = training
+    trainer.hooks(f"on_{kind}_model_train")
     freezing.establish_modes(module, only_frozen=True)
 
 

@@ -221,6 +221,15 @@ class LightningModule(DataHooks, nn.Module):
         """Put the module into evaluation mode for prediction."""
         self.eval()
 
+    def on_validation_model_train(self) -> None:
+        """Validation is over, and the modes from before it are back."""
+
+    def on_test_model_train(self) -> None:
+        """The test is over, and the modes from before it are back."""
+
+    def on_predict_model_train(self) -> None:
+        """Prediction is over, and the modes from before it are back."""
+
     # ---- the parts of a training step, to be overridden singly
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:

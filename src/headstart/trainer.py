@@ -132,7 +132,9 @@ class Trainer:
         known = [name for name in inspect.signature(Trainer).parameters if name != "unknown"]
         settings.refuse_unknown(unknown, known)
         settings.check_settings(locals())
-        self.max_epochs = max_epochs
+        is_bounded = max_epochs is not None or max_steps != -1 or max_time is not None or bool(fast_dev_run)
+        self._epochs_are_a_guess = not is_bounded
+        self.max_epochs: int = (-1 if is_bounded else 1000) if max_epochs is None else max_epochs
         self.min_epochs = min_epochs
         self.max_steps = max_steps
         self.min_steps = min_steps
@@ -448,18 +450,11 @@ class Trainer:
                 )  # what was logged after the checkpoint is logged again
         self.logbook.log_hyper_parameters()
         self.observe_trainable_set()
-        if (
-            self.max_epochs is None
-            and self.max_steps == -1
-            and not any(hasattr(c, "time_remaining") for c in self.callbacks)
-        ):
-            self.max_epochs = 1000
-            self.warn(
-                "max_epochs was not set; the run ends after 1000 epochs. Set max_epochs=-1 for no bound."
-            )
-        for name in freezing_report(module):
-            self.say(name)
-        if self._memory is None and self.num_sanity_val_steps > 0 and self._has_validation():
+        if self._epochs_are_a_guess:
+            self.warn(f"max_epochs was not set: it is {self.max_epochs}. Set max_epochs=-1 for no bound.")
+        for line in freezing_report(module):
+            self.say(line)
+        if self.num_sanity_val_steps > 0 and self._has_validation():
             with isolated_random_state():
                 loop.sanity_check(self)
         self.stage = "train"
@@ -653,6 +648,8 @@ class Trainer:
         """Whether validation follows the batch that is just over."""
         if not self._has_validation():
             return False
+        if self.should_stop and self.may_stop_within_epoch():
+            return True  # a run that is stopped within an epoch still knows how good it was
         progress, every = self.progress, self.check_val_every_n_epoch
         if every is not None and (progress.epoch + 1) % every:
             return False
@@ -668,7 +665,7 @@ class Trainer:
 
     def is_done(self) -> bool:
         """Whether training is over before another epoch begins."""
-        if self.max_epochs not in {None, -1} and self.progress.epoch >= int(self.max_epochs or 0):
+        if self.max_epochs != -1 and self.progress.epoch >= self.max_epochs:
             return True
         return self.may_stop_within_epoch()
 
@@ -720,7 +717,7 @@ class Trainer:
             self._trainable = trainable
             self.strategy.wrap(module)
             self.training_step, self.training_step_arity = self.step_function("training_step")
-            self.establish_modes()
+            freezing.establish_modes(module)  # without a word: what thaws was in evaluation mode by the rule
         else:
             freezing.establish_modes(module, only_frozen=True)
         for config in self.lr_scheduler_configs:

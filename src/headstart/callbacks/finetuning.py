@@ -401,7 +401,7 @@ class BackboneFinetuning(BaseFinetuning):
                 "BaseFinetuning."
             )
         last = trainer.max_epochs
-        if last not in {None, -1} and self.unfreeze_backbone_at_epoch >= int(last or 0):
+        if last != -1 and self.unfreeze_backbone_at_epoch >= last:
             trainer.warn(
                 f"The backbone is to be thawed at epoch {self.unfreeze_backbone_at_epoch}, and training ends after "
                 f"{last} epochs (numbered from 0): it stays frozen to the end. Lower unfreeze_backbone_at_epoch, or raise "

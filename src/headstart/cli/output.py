@@ -30,9 +30,8 @@ def facts_table(title: str, facts: Sequence[tuple[str, str]]) -> Table:
         facts: Rows; a value may have several lines.
 
     Example:
-        >>> show(facts_table("Result", [("accuracy", "0.9")]))
-              Result
-         accuracy   0.9
+        >>> facts_table("Result", [("accuracy", "0.9")]).row_count
+        1
     """
     table = Table(
         title=Text(title), box=box.SIMPLE_HEAD, show_header=False, title_justify="left", pad_edge=True

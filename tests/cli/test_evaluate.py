@@ -1,0 +1,73 @@
+"""`headstart evaluate`: a run on other labelled data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from headstart.artefact import read_metadata
+from headstart.cli.main import main
+from headstart.data import ImageFolderData
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def evaluate(capsys):
+    """Run it in this process, and give the exit code, standard output and standard error."""
+
+    def call(*arguments):
+        code = main(["evaluate", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_evaluate_on_the_test_part_gives_the_scores_of_fit(cell_run, solar_cells, tmp_path, evaluate):
+    data = ImageFolderData(solar_cells).prepare()
+    for path in data.test_set.images.paths:
+        link = tmp_path / "cells" / path.parent.name / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    code, out, err = evaluate(cell_run, tmp_path / "cells", "--format", "json")
+    assert code == 0
+    assert json.loads(out) == read_metadata(cell_run)["metrics"]["test"]
+    assert "6 samples" in err
+    assert "Careful" not in err
+
+
+def test_the_table_shows_intervals_and_classes(cell_run, solar_cells, evaluate):
+    code, out, _ = evaluate(cell_run, solar_cells)
+    assert code == 0
+    assert "95 % interval" in out
+    assert {"accuracy", "macro-F1", "defective", "functional"} <= set(out.split())
+
+
+def test_data_of_the_training_is_recognised(cell_run, solar_cells, evaluate):
+    _, _, err = evaluate(cell_run, solar_cells, "--format", "json")
+    assert "is what this model was trained on, so these scores are too good" in err
+
+
+def test_texts_are_read_by_the_columns_of_the_training_data(text_run, tmp_path, evaluate):
+    (tmp_path / "new.csv").write_text(
+        "sentiment,what was said\ngood,I love this boat\nbad,I hate this boat\n"
+    )
+    code, out, err = evaluate(text_run, tmp_path / "new.csv", "--format", "json")
+    assert code == 0
+    assert json.loads(out)["accuracy"]["value"] == 1.0
+    assert "No sample of class 'question'" in err
+
+
+def test_a_class_that_the_model_does_not_know_is_an_error(text_run, tmp_path, evaluate):
+    (tmp_path / "new.csv").write_text("sentiment,what was said\nneutral,it is a boat\n")
+    code, out, err = evaluate(text_run, tmp_path / "new.csv")
+    assert (code, out) == (1, "")
+    assert "neutral" in err
+
+
+def test_the_other_kind_of_data_is_an_error(cell_run, reviews, evaluate):
+    code, out, err = evaluate(cell_run, reviews)
+    assert (code, out) == (1, "")
+    assert "judges images" in err
