@@ -214,7 +214,7 @@ def test_a_rate_that_was_set_by_hand_is_the_new_base_of_its_group():
     optimizer, _ = optimizer_of(1, 2)
     scheduler = schedulers.LambdaLR(optimizer, lambda step: 0.5**step)
     optimizer.param_groups[1]["lr"] = 0.04
-    rebase(scheduler, 1)
+    rebase(scheduler, 1, previous=0.1)
     optimizer.step()
     scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.02])

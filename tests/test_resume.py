@@ -318,6 +318,7 @@ def test_resumes_a_stream_that_does_not_know_its_length(tmp_path):
     check_every_resume(tmp_path, Net, loader=lambda: train_loader(stream=True), accumulate_grad_batches=2)
 
 
+@pytest.mark.filterwarnings("ignore:The backbone is to be thawed at epoch 1, and training ends after 1 epochs")
 def test_fit_again_after_validate_and_with_more_epochs_is_the_run_that_was_never_cut():
     def run(cut: list[int], setup: str) -> dict[str, Any]:
         seed_everything(3)
@@ -363,6 +364,8 @@ def test_the_backbone_trains_at_its_shown_rate_after_a_resume(tmp_path):
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.05, 0.01])
     for name, parameter in module.backbone.named_parameters():
         assert parameter.requires_grad
+        if name == "0.bias":
+            continue  # the batch norm behind it takes its gradient away
         assert not torch.equal(parameter, before[f"backbone.{name}"]), name
 
 

@@ -130,17 +130,17 @@ class EpochOfBatches:
         self._loader = loader
         self._count = count
         self._look_ahead = length_of(loader) is None
-        self._start: dict[str, Any] = {}
+        self._states: dict[str, Any] = {}
         self._skip = 0
 
     def resume(self, state: Mapping[str, Any], *, batch: int) -> None:
         """Go on after `batch` batches of the epoch whose `state_dict` is `state`."""
-        self._start = dict(state)
+        self._states = dict(state)
         self._skip = batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The random states with which the epoch's order was drawn."""
-        return self._start
+        """The random states before the epoch's order was drawn, and before the batch that was read ahead."""
+        return dict(self._states)
 
     def random_state(self) -> dict[str, Any]:
         """The states of the global random generators and of the loader's own, as they are now."""
@@ -160,13 +160,15 @@ class EpochOfBatches:
         skip, self._skip = self._skip, 0
         here = self.random_state()
         if skip:
-            self.restore(self._start)
+            self.restore(self._states["start"])
         else:
-            self._start = here
+            self._states = {"start": here}
         iterator = iter(self._loader)
         for _ in range(skip):
             next(iterator)
-        ahead: Any = next(iterator, _END) if self._look_ahead else None
+        if skip and self._look_ahead:
+            self.restore(self._states["ahead"])
+        ahead: Any = self._read_ahead(iterator) if self._look_ahead else None
         if skip:
             self.restore(here)
         index = skip
@@ -176,10 +178,14 @@ class EpochOfBatches:
                 return
             is_last = index + 1 == self._count
             if self._look_ahead and not is_last:
-                ahead = next(iterator, _END)
+                ahead = self._read_ahead(iterator)
                 is_last = ahead is _END
             yield index, batch, is_last
             index += 1
+
+    def _read_ahead(self, iterator: Iterator[Any]) -> Any:
+        self._states["ahead"] = self.random_state()
+        return next(iterator, _END)
 
 
 _END = object()

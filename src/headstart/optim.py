@@ -6,7 +6,8 @@ then on its rate moves in proportion to the schedule: with `f` the schedule's fa
 whose schedule stands at `lr(t0)` now. Why this one: it is what torch's own recursive schedulers (`StepLR`,
 `ExponentialLR`, ...) do when a group is added, so that all schedulers now agree; the rate does not jump at the next
 step; and a backbone that was given a tenth of the head's rate keeps a tenth of it. Where the schedule stands at zero,
-the rate given is taken as the base rate. A floor that a scheduler has for all groups (`eta_min`) stays as it is.
+the rate given is taken as the base rate. Above a floor that a scheduler has for all groups (`eta_min`), the same holds
+of what lies above the floor. A momentum that is cycled stands where the first group's does.
 """
 
 from __future__ import annotations
@@ -214,10 +215,12 @@ def sync_scheduler(scheduler: Any) -> None:
         _introduce(scheduler, index)
 
 
-def rebase(scheduler: Any, index: int) -> None:
-    """Let a group's schedule go on from the rate that somebody has just given it, in place of the rate it had."""
+def rebase(scheduler: Any, index: int, *, previous: float) -> None:
+    """Let a group's schedule go on from the rate that somebody has just given it, in place of the `previous` one."""
     for inner in _inner_schedulers(scheduler):
-        rebase(inner, index)
+        rebase(inner, index, previous=previous)
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) and previous and index < len(scheduler.min_lrs):
+        scheduler.min_lrs[index] *= float(scheduler.optimizer.param_groups[index]["lr"]) / previous
     if index < len(getattr(scheduler, "base_lrs", ())):
         _set_base(scheduler, index)
 
@@ -262,15 +265,17 @@ def _introduce(scheduler: Any, index: int) -> None:
     for key in ("base_momentum", "max_momentum"):
         if key in reference:
             group.setdefault(key, reference[key])
+    if getattr(scheduler, "cycle_momentum", False):
+        group.update({key: reference[key] for key in ("momentum", "betas") if key in reference})
     _set_base(scheduler, index)
 
 
-def _share(scheduler: Any, index: int) -> float:
-    """The late group's rate as a multiple of the first group's, whose schedule it follows."""
-    rate = float(scheduler.optimizer.param_groups[index]["lr"])
-    first = float(scheduler.optimizer.param_groups[0]["lr"])
+def _share(scheduler: Any, index: int, *, floor: float = 0.0) -> float:
+    """What of the late group's rate lies above the floor, as a multiple of the first group's, whose schedule it follows."""
+    rate = float(scheduler.optimizer.param_groups[index]["lr"]) - floor
+    first = float(scheduler.optimizer.param_groups[0]["lr"]) - floor
     if not first and getattr(scheduler, "base_lrs", None):
-        first = float(scheduler.base_lrs[0])  # the schedule stands at zero: the rate given is the base rate
+        first = float(scheduler.base_lrs[0]) - floor  # the schedule stands at zero: the rate given is the base rate
     return rate / first if first else 1.0
 
 
@@ -284,7 +289,9 @@ def _set_base(scheduler: Any, index: int) -> None:
             group[key] = reference[key] * share
     if isinstance(scheduler, lr_scheduler.CyclicLR):
         scheduler.max_lrs[index] = scheduler.max_lrs[0] * share
-    scheduler.base_lrs[index] = scheduler.base_lrs[0] * share
+    floor = float(getattr(scheduler, "eta_min", 0.0))
+    above = (scheduler.base_lrs[0] - floor) * _share(scheduler, index, floor=floor)
+    scheduler.base_lrs[index] = floor + above
     # OneCycleLR reads this key of the group; its own `base_lrs` holds the rates of before the cycle.
     group["initial_lr"] = reference.get("initial_lr", scheduler.base_lrs[0]) * share
 

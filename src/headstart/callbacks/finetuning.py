@@ -272,7 +272,7 @@ class BaseFinetuning(Callback):
                 if config.scheduler.optimizer is optimizer:
                     for place in changed:
                         # Schedulers that compute a rate from its base would undo at the next step what was set here.
-                        rebase(config.scheduler, place)
+                        rebase(config.scheduler, place, previous=before[place])
 
     def _store(self, pl_module: LightningModule, index: int, optimizer: Optimizer) -> None:
         known = self._internal_optimizer_metadata.setdefault(index, [])
