@@ -94,8 +94,9 @@ class Logbook:
     # ---- training
 
     def begin_training_epoch(self) -> None:
-        """Forget the last epoch's steps."""
-        self.training.reset()
+        """Forget the epoch that is over."""
+        if self.training_is_complete:
+            self.training.reset()
         self.training_is_complete = False
 
     def close_training_step(self, *, stepped: bool) -> None:
@@ -154,7 +155,7 @@ class Logbook:
     def forget(self) -> None:
         """Begin with no values."""
         self.end_evaluation()
-        self.training, self.training_is_complete = Results(self._trainer.strategy), False
+        self.begin_training_epoch()
         self.kept, self.kept_for_bar, self._logged = {}, {}, {}
         self._evaluated_batches = 0
 
@@ -173,6 +174,7 @@ class Logbook:
         """Take back what `state_dict` gave; `is_complete` says whether the epoch's last batch is over."""
         self.kept, self.kept_for_bar = dict(state["kept"]), dict(state["kept_for_bar"])
         self._logged, self._evaluated_batches = dict(state["logged"]), state["evaluated_batches"]
+        self.training.reset()
         self.training.load_state_dict(state["training"], module)
         self.training_is_complete = is_complete
 
