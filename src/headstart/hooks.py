@@ -33,10 +33,9 @@ def is_overridden(name: str, owner: object, base: type) -> bool:
 class Hooks:
     """Calls the callbacks' hooks and the module's, in the contract's order, and only those that somebody overrode."""
 
-    def __init__(self, trainer: Trainer, module: LightningModule, callbacks: Sequence[Callback]) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self._trainer = trainer
         self._module = module
-        self._callbacks = callbacks
         self._calls: dict[str, list[Callable[..., Any]]] = {}
         self.current = ""  # the hook or step that is running: decides what self.log may do
 
@@ -60,7 +59,7 @@ class Hooks:
         return is_overridden(name, self._module, LightningModule)
 
     def _find(self, name: str) -> list[Callable[..., Any]]:
-        callbacks = [each for each in self._callbacks if is_overridden(name, each, Callback)]
+        callbacks = [each for each in self._trainer.callbacks if is_overridden(name, each, Callback)]
         calls: list[Callable[..., Any]] = [
             partial(getattr(each, name), self._trainer, self._module)
             for each in callbacks

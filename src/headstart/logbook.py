@@ -155,7 +155,8 @@ class Logbook:
     def forget(self) -> None:
         """Begin with no values."""
         self.end_evaluation()
-        self.begin_training_epoch()
+        self.training.reset()
+        self.training_is_complete = False
         self.kept, self.kept_for_bar, self._logged = {}, {}, {}
         self._evaluated_batches = 0
 

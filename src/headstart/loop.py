@@ -71,6 +71,8 @@ def fit(trainer: Trainer) -> None:
         return
     if trainer.train_dataloader is None:
         trainer.load_train_batches()
+    if not trainer.progress.is_inside_epoch:
+        trainer.logbook.begin_training_epoch()  # what on_train_start logs counts for the first epoch
     hooks("on_train_start")
     trainer.observe_trainable_set()
     trainer.stand_again()
@@ -146,7 +148,6 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         else:
             with precision.forward_context():
                 output = trainer.training_step(*(batch, batch_idx)[: trainer.training_step_arity])
-        hooks.current = ""
         outputs, loss = _read_output(output, automatic=automatic)
         if loss is None or not automatic:
             return None
@@ -170,11 +171,11 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
             optimizer, lambda given, closure: _step_with_closure(trainer, given, closure)
         )
         module.optimizer_step(progress.epoch, batch_idx, managed, closure)  # type: ignore[arg-type]
-        hooks.current = ""
     else:
         closure()
         if progress.accumulated:
             precision.step(optimizer, optimizer.step)
+    hooks.current = ""
 
     progress.batch = batch_idx + 1
     progress.total_batches += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ _STEP_HOOKS = frozenset(
     {
         "training_step", "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward",
         "on_after_backward", "on_before_optimizer_step", "optimizer_step", "configure_gradient_clipping",
-        "lr_scheduler_step", "on_before_batch_transfer", "on_after_batch_transfer",
+        "lr_scheduler_step",
     }
 )  # fmt: skip
 _EVALUATION_STEP_HOOKS = frozenset(
@@ -168,7 +169,7 @@ class Results:
             # A copy: the caller may go on changing the tensor in place.
             value = value.detach().clone().squeeze()
         else:
-            if not isinstance(value, int | float):
+            if not isinstance(value, int | float | Real):  # NumPy's scalars are such too
                 raise _not_loggable(name, value)
             value = torch.tensor(value, dtype=torch.get_default_dtype())
         entry.value = value

@@ -363,17 +363,18 @@ class Trainer:
             datamodule.trainer = self
         self._sources = sources
         self._check_definitions(fn)
+        self.hooks = Hooks(self, model)
         self.validation_loaders = []
         if fn == "fit":
             self.train_dataloader = None
         self.ckpt_path = None
         self.interrupted = self.should_stop = False
         self._add_configured_callbacks()
+        self.hooks.current = "prepare_data"
         for owner in (datamodule, model):
             if owner is not None and is_overridden("prepare_data", owner, DataHooks) and self.local_rank == 0:
                 owner.prepare_data()
         self.strategy.barrier("prepare_data")
-        self.hooks = Hooks(self, model, self.callbacks)
         transfer = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
         in_data = datamodule is not None and any(
             is_overridden(each, datamodule, DataHooks) for each in transfer
@@ -382,6 +383,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
         self._each_data_hook("setup", fn)
+        self.hooks.current = "configure_model"
         model.configure_model()
         self.precision_plugin.convert(model)
         self.strategy.setup(model)
@@ -408,6 +410,7 @@ class Trainer:
             check_names(callback, Callback, needed=[])
 
     def _add_configured_callbacks(self) -> None:
+        self.hooks.current = "configure_callbacks"
         configured = self.lightning_module.configure_callbacks()
         configured = [configured] if isinstance(configured, Callback) else list(configured or [])
         if configured:
