@@ -140,7 +140,7 @@ def _advice(value: Any) -> str:
     }  # fmt: skip
     if hasattr(value, "item") and hasattr(value, "dtype"):
         return "(value.item())"
-    if hasattr(value, "__dataclass_fields__"):
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
         return "(dataclasses.asdict(value))"
     return conversions.get(type(value).__name__, "to plain types")
 
