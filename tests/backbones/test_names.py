@@ -86,6 +86,15 @@ def test_folder_that_is_no_model_is_named(tmp_path):
         load_backbone(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "minilm"])
+def test_packaged_name_comes_before_a_folder_of_that_name(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()  # as `--out minilm` leaves one
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone(name, pretrained=False).name == name
+    with pytest.raises(DataError, match=r"no config\.json"):
+        load_backbone(f"./{name}")
+
+
 def test_local_folder_with_a_small_bert_and_its_rebuilding_agree(tmp_path):
     from transformers import AutoTokenizer, BertConfig, BertModel
 

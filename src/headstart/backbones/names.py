@@ -32,7 +32,7 @@ def load_backbone(name: str, *, pretrained: bool = True) -> Backbone:
     Args:
         name: `efficientnet_lite0` or `minilm` (packaged: no network is needed); `timm:NAME`, `torchvision:NAME` or
             `hf:NAME` (weights from a hub); any of these with `@FILE` behind it (weights from a `.safetensors` or
-            `.pth` file); or a local folder in the Hugging Face layout.
+            `.pth` file); or a local folder in the Hugging Face layout (`./minilm` for one with a packaged name).
         pretrained: Load the weights; `False` gives random ones.
 
     Raises:
@@ -45,6 +45,15 @@ def load_backbone(name: str, *, pretrained: bool = True) -> Backbone:
         >>> backbone.kind, backbone.width, backbone.preprocessing.size
         ('images', 512, 224)
     """
+    network, _, file = name.partition("@")
+    settings: dict[str, Any] = {"pretrained": pretrained}
+    if file and pretrained:
+        settings["weights"] = file
+    # Before the folders: a run that was written to `./minilm` must not hide the packaged network.
+    if network in _PACKAGED:
+        backbone = _PACKAGED[network](**settings)
+        backbone.name = name
+        return backbone
     if Path(name).is_dir():
         return load_huggingface(name, pretrained=pretrained)
     if Path(name).is_file():
@@ -52,17 +61,10 @@ def load_backbone(name: str, *, pretrained: bool = True) -> Backbone:
             f"{name!r} is a file with weights, and does not say of which network. Name it: 'timm:ARCHITECTURE@{name}', "
             f"'torchvision:ARCHITECTURE@{name}', '{LITE0}@{name}'."
         )
-    network, _, file = name.partition("@")
-    settings: dict[str, Any] = {"pretrained": pretrained}
-    if file and pretrained:
-        settings["weights"] = file
-    if network in _PACKAGED:
-        backbone = _PACKAGED[network](**settings)
-    else:
-        library, separator, model_name = network.partition(":")
-        if not separator or library not in _LIBRARIES:
-            raise UnknownNameError(f"There is no backbone {name!r}.{_nearest(network)} Known: {_FORMS}.")
-        backbone = _LIBRARIES[library](model_name, **settings)
+    library, separator, model_name = network.partition(":")
+    if not separator or library not in _LIBRARIES:
+        raise UnknownNameError(f"There is no backbone {name!r}.{_nearest(network)} Known: {_FORMS}.")
+    backbone = _LIBRARIES[library](model_name, **settings)
     backbone.name = name
     return backbone
 
