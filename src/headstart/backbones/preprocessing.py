@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from headstart.backbones.custom_code import RUN_NO_CODE, refusing_code
 from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean, missing_dependency
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -194,9 +195,15 @@ class TextPreprocessing:
 
     @classmethod
     def from_folder(cls, folder: str | Path, values: Mapping[str, Any]) -> TextPreprocessing:
-        """Give the preprocessing for a folder with tokenizer files, and the values of `to_dict`."""
+        """Give the preprocessing for a folder with tokenizer files, and the values of `to_dict`.
+
+        Raises:
+            MisconfigurationError: If the tokenizer needs code of its own.
+        """
         try:
             from transformers import AutoTokenizer
         except ImportError:
             raise missing_dependency("transformers", needed_for="preparing texts", extra="text") from None
-        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True), **values)
+        with refusing_code("The saved tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **RUN_NO_CODE)
+        return cls(tokenizer, **values)
