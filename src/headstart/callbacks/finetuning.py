@@ -225,7 +225,8 @@ class BaseFinetuning(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put batch norms that train alone into the optimizer; on a resume, put every group back."""
-        if self._restarting:
+        resumed = self._restarting
+        if resumed:
             for index, optimizer in enumerate(trainer.optimizers):
                 if index in self._internal_optimizer_metadata:
                     regroup(
@@ -243,7 +244,7 @@ class BaseFinetuning(Callback):
         if missing and trainer.optimizers:
             optimizer = trainer.optimizers[0]
             optimizer.add_param_group({"params": missing, "lr": self._rate_of_batch_norms(optimizer)})
-        if alone and not self._cost_is_said and trainer.global_step == 0:
+        if alone and not self._cost_is_said and not resumed and trainer.global_step == 0:
             from torch.utils.flop_counter import FlopCounterMode
 
             self._counter = FlopCounterMode(display=False)
@@ -312,8 +313,8 @@ class BaseFinetuning(Callback):
             total, forward = self._total_flops, self._forward_flops
             trainer.say(
                 "train_bn=True: batch norms train in an otherwise frozen network, so gradients run through all of it: "
-                f"{total / forward:.1f} times the FLOPs a step of train_bn=False, measured on the first batch "
-                f"({_readable(total)} instead of {_readable(forward)})."
+                f"a step costs {total / forward:.1f} times the FLOPs of its forward pass, which is nearly all that it costs "
+                f"with train_bn=False ({_readable(total)} and {_readable(forward)}, measured on the first batch)."
             )
         self._cost_is_said = True
 
