@@ -14,6 +14,7 @@ from headstart.metrics import load_metric_states, metric_states
 from headstart.optim import group_names, regroup, sync_scheduler
 
 if TYPE_CHECKING:
+    from headstart.callbacks import ModelCheckpoint
     from headstart.trainer import Trainer
 
 
@@ -100,9 +101,7 @@ def resolve(trainer: Trainer, ckpt_path: str | Path) -> str:
         raise MisconfigurationError(
             f"ckpt_path={ckpt_path!r} needs a ModelCheckpoint callback, and there is none."
         )
-    path = callback.best_model_path if ckpt_path == "best" else callback.last_model_path
-    if not path and ckpt_path == "last":
-        path = _last_of_an_earlier_process(callback.dirpath)
+    path = callback.best_model_path if ckpt_path == "best" else last_checkpoint(callback)
     if not path:
         hint = " (it needs save_last=True)" if ckpt_path == "last" else ""
         raise MisconfigurationError(
@@ -111,7 +110,11 @@ def resolve(trainer: Trainer, ckpt_path: str | Path) -> str:
     return str(path)
 
 
-def _last_of_an_earlier_process(folder: str | Path | None) -> str:
+def last_checkpoint(callback: ModelCheckpoint) -> str:
+    """Give the last checkpoint that a `ModelCheckpoint` saved, in this process or an earlier one; `""` for none."""
+    folder = callback.dirpath
+    if callback.last_model_path:
+        return str(callback.last_model_path)
     found = sorted(Path(folder).glob("last*.ckpt"), key=lambda path: path.stat().st_mtime) if folder else []
     return str(found[-1]) if found else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -155,7 +156,9 @@ def gather_callbacks(
         callbacks.append(own.RichProgressBar())
     if model_summary and not has(own.ModelSummary):
         callbacks.append(own.ModelSummary())
-    if max_time is not None:
+    if max_time is not None and has(own.Timer):
+        warnings.warn(f"max_time={max_time!r} has no effect: callbacks holds a Timer.", stacklevel=3)
+    elif max_time is not None:
         callbacks.append(own.Timer(duration=max_time))
     if checkpointing and not is_trial and not has(own.ModelCheckpoint):
         callbacks.append(own.ModelCheckpoint())

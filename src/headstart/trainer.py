@@ -236,7 +236,8 @@ class Trainer:
             train_dataloaders: The training loader; `None` asks the data module or the module.
             val_dataloaders: The validation loader, or a list of them; likewise.
             datamodule: The data.
-            ckpt_path: A checkpoint to go on from: a file, `"best"`, `"last"`, or `None` to begin.
+            ckpt_path: A checkpoint to go on from: a file, `"best"`, `"last"` (which begins where there is none yet),
+                or `None` to begin.
             weights_only: Accepted; files are always read without running anything in them.
         """
         if isinstance(train_dataloaders, LightningDataModule):
@@ -425,6 +426,14 @@ class Trainer:
         """From the built module to the first epoch: the order is the contract's, see docs/design.md."""
         module = self.lightning_module
         continuing = ckpt_path is None and self._fitted is module and self.progress.global_step > 0
+        if (
+            ckpt_path == "last"
+            and self.checkpoint_callback
+            and not resume.last_checkpoint(self.checkpoint_callback)
+        ):
+            # So that a job that may be killed and started again is one and the same command.
+            self.warn("ckpt_path='last', and there is no last checkpoint yet: training begins.")
+            ckpt_path = None
         checkpoint = self._read(ckpt_path) if ckpt_path is not None else None
         if continuing:
             self._memory = {**resume.training_state(self), **resume.optimizer_state(self)}
