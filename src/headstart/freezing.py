@@ -335,7 +335,6 @@ def audit(
     optimizers = list(optimizers)
     groups = _groups_by_parameter(optimizers)
     flops = _count_flops(module, step) if step is not None else {}
-    root = type(module).__name__
     rows = [
         AuditRow(
             name=name,
@@ -349,7 +348,7 @@ def audit(
             lr=_joined(
                 f"{groups[parameter][1]:.3g}" for parameter in child.parameters() if parameter in groups
             ),
-            flops=flops.get(f"{root}.{name}", 0) if step is not None else None,
+            flops=flops.get(name, 0) if step is not None else None,
         )
         for name, child in module.named_modules()
         if name and name.count(".") < max_depth and next(child.parameters(), None) is not None
@@ -426,7 +425,7 @@ def _joined(values: Iterable[str]) -> str:
 
 
 def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
-    """FLOPs by qualified module name, the root's class first (`Net.backbone`), and `Global` for all."""
+    """FLOPs by module name, and `Global` for all."""
     from torch.utils.flop_counter import FlopCounterMode
 
     gradients = {parameter: parameter.grad for parameter in module.parameters()}
@@ -435,7 +434,7 @@ def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
     }  # the running statistics that a step moves
     counter = FlopCounterMode(display=False)
     with counter:
-        output = step()
+        output = _Step(module, step)()
         loss = output["loss"] if isinstance(output, dict) else output
         if isinstance(loss, torch.Tensor) and loss.requires_grad:
             loss.sum().backward()  # type: ignore[no-untyped-call]
@@ -444,4 +443,18 @@ def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
     with torch.no_grad():
         for buffer, value in buffers.items():
             buffer.copy_(value)
-    return {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    prefix = f"{_Step.__name__}.module."
+    return {name.removeprefix(prefix): sum(each.values()) for name, each in counter.get_flop_counts().items()}
+
+
+class _Step(nn.Module):
+    """Stands around the audited module: the counter names modules from the outermost that is called, and a
+    `training_step` calls the parts of its module, not the module."""
+
+    def __init__(self, module: nn.Module, step: Callable[[], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.step = step
+
+    def forward(self) -> Any:
+        return self.step()
