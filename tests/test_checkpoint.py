@@ -49,7 +49,9 @@ def new_trainer(**options: Any) -> Trainer:
 
 
 def loader() -> DataLoader:
-    return DataLoader(TensorDataset(torch.randn(8, 3, generator=torch.Generator().manual_seed(0))), batch_size=4)
+    return DataLoader(
+        TensorDataset(torch.randn(8, 3, generator=torch.Generator().manual_seed(0))), batch_size=4
+    )
 
 
 @pytest.fixture
@@ -94,9 +96,13 @@ class Malicious:
         return os.mkdir, (str(self.witness),)
 
 
-@pytest.mark.parametrize("read", [read_checkpoint, Net.load_from_checkpoint], ids=["read", "load_from_checkpoint"])
+@pytest.mark.parametrize(
+    "read", [read_checkpoint, Net.load_from_checkpoint], ids=["read", "load_from_checkpoint"]
+)
 def test_a_command_planted_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, read):
-    torch.save({"state_dict": {}, "hyper_parameters": {"lr": Malicious(tmp_path / "ran")}}, tmp_path / "bad.ckpt")
+    torch.save(
+        {"state_dict": {}, "hyper_parameters": {"lr": Malicious(tmp_path / "ran")}}, tmp_path / "bad.ckpt"
+    )
     with pytest.raises(CheckpointError, match=r"bad\.ckpt cannot be read without running code.*mkdir"):
         read(tmp_path / "bad.ckpt")
     assert not (tmp_path / "ran").exists()
@@ -167,7 +173,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_url_without_a_digest_is_refused_before_anything_is_fetched():
-    with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1:9/last\.ckpt#sha256=<64 hexadecimal digits>"):
+    with pytest.raises(
+        CheckpointError, match=r"http://127\.0\.0\.1:9/last\.ckpt#sha256=<64 hexadecimal digits>"
+    ):
         read_checkpoint("http://127.0.0.1:9/last.ckpt")
 
 
@@ -186,7 +194,10 @@ def test_the_same_name_on_two_hosts_is_two_files_each_fetched_once(tmp_path):
 
 def test_a_file_with_another_digest_is_neither_read_nor_kept(tmp_path):
     write_checkpoint({"epoch": 1}, tmp_path / "host" / "last.ckpt")
-    with serve(tmp_path / "host") as address, pytest.raises(CheckpointError, match=r"expected 0{64}. It was not kept"):
+    with (
+        serve(tmp_path / "host") as address,
+        pytest.raises(CheckpointError, match=r"expected 0{64}. It was not kept"),
+    ):
         read_checkpoint(f"{address}/last.ckpt#sha256={'0' * 64}")
     assert not list((tmp_path / "cache").rglob("*.*"))
 
@@ -220,7 +231,9 @@ def test_a_misspelt_keyword_is_answered(saved):
 
 @pytest.mark.parametrize("strict", [None, True, False])
 def test_a_head_of_another_size_is_an_error_that_says_what_to_do(saved, strict):
-    with pytest.raises(CheckpointError, match=r'head.weight \(there \(5, 4\), here \(3, 4\)\).*on_mismatch="skip"'):
+    with pytest.raises(
+        CheckpointError, match=r'head.weight \(there \(5, 4\), here \(3, 4\)\).*on_mismatch="skip"'
+    ):
         Net.load_from_checkpoint(saved, num_classes=3, strict=strict)
 
 
@@ -290,7 +303,10 @@ def peer_checkpoint(path: Path) -> Net:
     net = Net(lr=0.25, num_classes=5)
     net.configure_optimizers()
     names = [name for name, _ in net.named_parameters()]
-    head, backbone = [name for name in names if "head" in name], [name for name in names if "backbone" in name]
+    head, backbone = (
+        [name for name in names if "head" in name],
+        [name for name in names if "backbone" in name],
+    )
     group = {
         "momentum": 0.9, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False, "foreach": None,
         "differentiable": False, "fused": None,
@@ -350,7 +366,9 @@ def test_a_checkpoint_of_weights_alone_says_what_begins_anew(tmp_path):
     trainer.fit(Net(), loader())
     trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     assert "optimizer_states" not in torch.load(tmp_path / "weights.ckpt", weights_only=True)
-    with pytest.warns(UserWarning, match=r"weights\.ckpt holds no (optimizer_states|lr_schedulers).*begin anew"):
+    with pytest.warns(
+        UserWarning, match=r"weights\.ckpt holds no (optimizer_states|lr_schedulers).*begin anew"
+    ):
         new_trainer(max_epochs=2).fit(Net(), loader(), ckpt_path=tmp_path / "weights.ckpt")
 
 

@@ -278,7 +278,9 @@ def test_exactly_the_named_parameters_are_made_trainable():
     net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     freezing.set_trainable(net, ["1.bias"])
     assert freezing.trainable_names(net) == ["1.bias"]
-    with pytest.raises(MisconfigurationError, match="'2.bias' is to train, but Sequential has no parameter of that name"):
+    with pytest.raises(
+        MisconfigurationError, match="'2.bias' is to train, but Sequential has no parameter of that name"
+    ):
         freezing.set_trainable(net, ["2.bias"])
 
 
@@ -297,7 +299,12 @@ def test_an_audit_says_what_trains_in_which_group_and_what_a_step_costs():
     assert torch.equal(torch.get_rng_state(), state)
     rows = {row.name: row for row in audit.rows}
     assert (audit.num_parameters, audit.num_trainable) == (4 * 4 + 4 + 8 + 4 * 2 + 2, 4 * 2 + 2)
-    assert (rows["head"].num_trainable, rows["head"].mode, rows["head"].group, rows["head"].lr) == (10, "train", "0", "0.1")
+    assert (rows["head"].num_trainable, rows["head"].mode, rows["head"].group, rows["head"].lr) == (
+        10,
+        "train",
+        "0",
+        "0.1",
+    )
     assert (rows["backbone"].num_trainable, rows["backbone"].mode, rows["backbone"].group) == (0, "eval", "")
     # A batch of 4: the backbone's forward; the head's forward and the gradient of its weights.
     assert (rows["backbone"].flops, rows["head"].flops) == (2 * 4 * 16, 2 * (2 * 4 * 8))
@@ -335,7 +342,9 @@ def test_an_audit_names_a_parameter_that_is_not_the_modules():
 def test_an_audit_names_a_frozen_module_in_training_mode_unless_it_is_pinned():
     net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
     net[0].requires_grad_(False)
-    assert freezing.audit(net).problems == ["0 is frozen and in training mode: its statistics and dropout move."]
+    assert freezing.audit(net).problems == [
+        "0 is frozen and in training mode: its statistics and dropout move."
+    ]
     pin_mode(net[0], "train")
     audit = freezing.audit(net)
     assert audit.problems == []
@@ -357,4 +366,7 @@ def test_an_audit_names_a_frozen_tensor_that_changed():
 def test_an_audit_tells_several_optimizers_apart():
     net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     optimizers = [torch.optim.SGD(net[0].parameters(), lr=0.1), torch.optim.SGD(net[1].parameters(), lr=0.2)]
-    assert [(row.group, row.lr) for row in freezing.audit(net, optimizers=optimizers).rows] == [("0/0", "0.1"), ("1/0", "0.2")]
+    assert [(row.group, row.lr) for row in freezing.audit(net, optimizers=optimizers).rows] == [
+        ("0/0", "0.1"),
+        ("1/0", "0.2"),
+    ]

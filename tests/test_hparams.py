@@ -51,14 +51,18 @@ UNREADABLE = {
 @pytest.mark.parametrize("what", UNREADABLE)
 def test_a_hyper_parameter_that_could_not_be_read_back_is_refused_by_name_when_it_is_saved(what):
     value, kind, advice = UNREADABLE[what]
-    with pytest.raises(MisconfigurationError, match=f"(?s)Keeps: the hyper-parameter 'value' is of type .*{kind}") as caught:
+    with pytest.raises(
+        MisconfigurationError, match=f"(?s)Keeps: the hyper-parameter 'value' is of type .*{kind}"
+    ) as caught:
         Keeps(value)
     assert caught.match(advice)
     assert caught.match(r"ignore=\['value'\]")
 
 
 @pytest.mark.parametrize("what", UNREADABLE)
-@pytest.mark.parametrize("nest", [lambda v: [1, v], lambda v: {"a": {"b": v}}, lambda v: (v,)], ids=["list", "dict", "tuple"])
+@pytest.mark.parametrize(
+    "nest", [lambda v: [1, v], lambda v: {"a": {"b": v}}, lambda v: (v,)], ids=["list", "dict", "tuple"]
+)
 def test_it_is_found_inside_lists_and_dicts_too(what, nest):
     with pytest.raises(MisconfigurationError, match="'value' holds a value of type"):
         Keeps(nest(UNREADABLE[what][0]))
@@ -86,7 +90,9 @@ def test_what_is_accepted_comes_back_from_a_checkpoint_as_it_was(tmp_path):
     found = read_checkpoint(tmp_path / "a.ckpt")["hyper_parameters"]
     assert torch.equal(found.pop("tensor"), values.pop("tensor"))
     assert found == values
-    assert {name: type(value) for name, value in found.items()} == {name: type(value) for name, value in values.items()}
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in values.items()
+    }
 
 
 def test_arguments_of_every_init_are_kept_and_the_subclass_wins():

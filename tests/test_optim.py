@@ -69,7 +69,11 @@ class Net(LightningModule):
     def configure_optimizers(self) -> Any:
         parameters = self.parameters() if self.all_parameters else self.head.parameters()
         optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-        config = {"scheduler": self.make_scheduler(optimizer), "interval": self.interval, "monitor": "never better"}
+        config = {
+            "scheduler": self.make_scheduler(optimizer),
+            "interval": self.interval,
+            "monitor": "never better",
+        }
         return {"optimizer": optimizer, "lr_scheduler": config}
 
 
@@ -113,7 +117,11 @@ def rates_of_one_group(make_scheduler, interval: str) -> list[float]:
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     scheduler = make_scheduler(optimizer)
-    step = (lambda: scheduler.step(1.0)) if isinstance(scheduler, schedulers.ReduceLROnPlateau) else scheduler.step
+    step = (
+        (lambda: scheduler.step(1.0))
+        if isinstance(scheduler, schedulers.ReduceLROnPlateau)
+        else scheduler.step
+    )
     rates = []
     for _ in range(NUM_EPOCHS):
         for _ in range(NUM_BATCHES):
@@ -132,7 +140,9 @@ def test_a_late_group_follows_the_schedule_from_its_own_rate(name, interval):
     recorded, _ = run(SETUPS[name], interval, ThawOnce())
     expected = rates_of_one_group(SETUPS[name], interval)
     assert [rates[0] for rates in recorded.rates] == pytest.approx(expected, rel=1e-9)
-    assert [len(rates) for rates in recorded.rates] == [1] * NUM_BATCHES + [2] * NUM_BATCHES * (NUM_EPOCHS - 1)
+    assert [len(rates) for rates in recorded.rates] == [1] * NUM_BATCHES + [2] * NUM_BATCHES * (
+        NUM_EPOCHS - 1
+    )
     late = [rates[1] for rates in recorded.rates[NUM_BATCHES:]]
     # In proportion to a schedule without a floor: a tenth of the head's rate when it joined is a tenth for ever.
     assert late == pytest.approx([0.1 * rate for rate in expected[NUM_BATCHES:]], rel=1e-9)
@@ -165,7 +175,9 @@ def test_backbone_finetuning_runs_through_its_thawing(name, interval, all_parame
 @pytest.mark.parametrize(
     "make_scheduler",
     [
-        pytest.param(lambda o: schedulers.CosineAnnealingLR(o, T_max=20, eta_min=0.001), id="CosineAnnealingLR"),
+        pytest.param(
+            lambda o: schedulers.CosineAnnealingLR(o, T_max=20, eta_min=0.001), id="CosineAnnealingLR"
+        ),
         pytest.param(
             lambda o: schedulers.CosineAnnealingWarmRestarts(o, T_0=20, eta_min=0.001),
             id="CosineAnnealingWarmRestarts",
@@ -174,14 +186,18 @@ def test_backbone_finetuning_runs_through_its_thawing(name, interval, all_parame
 )
 def test_a_late_group_keeps_its_share_above_a_floor(make_scheduler, interval):
     recorded, _ = run(make_scheduler, interval, ThawOnce())
-    above = [(late - 0.001) / (head - 0.001) for head, late in (each for each in recorded.rates if len(each) == 2)]
+    above = [
+        (late - 0.001) / (head - 0.001) for head, late in (each for each in recorded.rates if len(each) == 2)
+    ]
     first = recorded.rates[NUM_BATCHES]
     assert first[1] == pytest.approx(0.1 * first[0])
     assert above == pytest.approx([above[0]] * len(above), rel=1e-6)
 
 
 def test_the_floor_of_a_plateau_is_in_proportion_for_a_late_group():
-    recorded, _ = run(lambda o: schedulers.ReduceLROnPlateau(o, patience=0, factor=0.1, min_lr=[0.02]), "epoch", ThawOnce())
+    recorded, _ = run(
+        lambda o: schedulers.ReduceLROnPlateau(o, patience=0, factor=0.1, min_lr=[0.02]), "epoch", ThawOnce()
+    )
     assert recorded.rates[-1] == pytest.approx([0.02, 0.002])
 
 
@@ -234,6 +250,36 @@ def test_regroup_refuses_a_name_that_the_module_does_not_have():
         regroup(optimizer, [["0.wieght"]], module)
 
 
+# ---- accumulation
+
+
+@pytest.mark.parametrize("num_batches", [4, 5, 6, 7])
+def test_the_short_last_window_of_accumulation_is_divided_by_what_it_holds(num_batches):
+    # F11: the peer divides it by a full window's length.
+    class Mean(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            self.gradients: list[float] = []
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return (self.weight * batch[0]).mean()
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.gradients.append(self.weight.grad.item())
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    module, values = Mean(), torch.arange(1.0, num_batches + 1)
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, accumulate_grad_batches=4,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(values[:, None]), batch_size=1))
+    assert module.gradients == pytest.approx([window.mean().item() for window in values.split(4)])
+
+
 # ---- every form of configure_optimizers
 
 
@@ -254,7 +300,9 @@ def test_every_form_of_configure_optimizers_is_read():
     assert read([[optimizer, other], []]) == ([optimizer, other], [])
     assert read({"optimizer": optimizer}) == ([optimizer], [])
     assert read({"optimizer": optimizer, "lr_scheduler": scheduler}) == ([optimizer], [scheduler])
-    assert read([{"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}, {"optimizer": other}]) == (
+    assert read(
+        [{"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}, {"optimizer": other}]
+    ) == (
         [optimizer, other],
         [scheduler],
     )

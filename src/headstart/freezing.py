@@ -448,8 +448,11 @@ def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
 
 
 class _Step(nn.Module):
-    """Stands around the audited module: the counter names modules from the outermost that is called, and a
-    `training_step` calls the parts of its module, not the module."""
+    """Stands around the audited module.
+
+    The counter names modules from the outermost that is called, and a `training_step` calls the parts of its module,
+    not the module.
+    """
 
     def __init__(self, module: nn.Module, step: Callable[[], Any]) -> None:
         super().__init__()

@@ -275,7 +275,8 @@ def _share(scheduler: Any, index: int, *, floor: float = 0.0) -> float:
     rate = float(scheduler.optimizer.param_groups[index]["lr"]) - floor
     first = float(scheduler.optimizer.param_groups[0]["lr"]) - floor
     if not first and getattr(scheduler, "base_lrs", None):
-        first = float(scheduler.base_lrs[0]) - floor  # the schedule stands at zero: the rate given is the base rate
+        # The schedule stands at zero: the rate given is the base rate.
+        first = float(scheduler.base_lrs[0]) - floor
     return rate / first if first else 1.0
 
 

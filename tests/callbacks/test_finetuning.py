@@ -47,8 +47,12 @@ class Rates(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if batch_idx == 0:
             names = {parameter: name for name, parameter in pl_module.named_parameters()}
-            self.by_epoch.append([[group["lr"] for group in each.param_groups] for each in trainer.optimizers])
-            self.groups.append([[names[p] for p in group["params"]] for group in trainer.optimizers[0].param_groups])
+            self.by_epoch.append(
+                [[group["lr"] for group in each.param_groups] for each in trainer.optimizers]
+            )
+            self.groups.append(
+                [[names[p] for p in group["params"]] for group in trainer.optimizers[0].param_groups]
+            )
 
 
 def loader(num_samples: int = 8) -> DataLoader:
@@ -56,7 +60,9 @@ def loader(num_samples: int = 8) -> DataLoader:
     return DataLoader(TensorDataset(torch.randn(num_samples, 4, generator=generator)), batch_size=4)
 
 
-def fit(module: LightningModule, *callbacks: Callback, max_epochs: int = 5, data: Any = None, **options: Any) -> Trainer:
+def fit(
+    module: LightningModule, *callbacks: Callback, max_epochs: int = 5, data: Any = None, **options: Any
+) -> Trainer:
     trainer = Trainer(
         max_epochs=max_epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, callbacks=list(callbacks), **options,
@@ -154,7 +160,9 @@ def test_a_batch_norm_frozen_with_train_bn_off_uses_its_running_statistics_in_tr
     expected = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     before = norm.running_mean.clone()
     torch.testing.assert_close(norm(x), expected)
-    torch.testing.assert_close(norm(x[:1]), expected[:1])  # an image's features do not depend on its neighbours
+    torch.testing.assert_close(
+        norm(x[:1]), expected[:1]
+    )  # an image's features do not depend on its neighbours
     assert torch.equal(norm.running_mean, before)
 
 
@@ -168,7 +176,9 @@ def test_parameters_are_compared_by_identity_not_by_value():
 def test_what_an_optimizer_holds_already_is_skipped_with_one_warning():
     head, backbone = nn.Linear(1, 1), nn.Linear(1, 1)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="already exist within another group.*Did you init your optimizer in") as caught:
+    with pytest.warns(
+        UserWarning, match="already exist within another group.*Did you init your optimizer in"
+    ) as caught:
         fresh = BaseFinetuning.filter_on_optimizer(optimizer, [*head.parameters(), *backbone.parameters()])
     assert len(caught) == 1
     assert "The provided params to be frozen already exist within another group" in str(caught[0].message)
@@ -176,7 +186,8 @@ def test_what_an_optimizer_holds_already_is_skipped_with_one_warning():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "rate"), [({}, 0.01), ({"lr": 0.5}, 0.5), ({"initial_denom_lr": 4.0}, 0.025), ({"lr": 0.0}, 0.0)]
+    ("arguments", "rate"),
+    [({}, 0.01), ({"lr": 0.5}, 0.5), ({"initial_denom_lr": 4.0}, 0.025), ({"lr": 0.0}, 0.0)],
 )
 def test_a_thawed_group_has_the_given_rate_or_a_share_of_the_first_ones(arguments, rate):
     head, backbone = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -194,7 +205,9 @@ def test_a_thawed_group_leaves_batch_norms_out_and_is_not_added_where_nothing_is
     BaseFinetuning.unfreeze_and_add_param_group(net[1], optimizer, train_bn=False)
     assert len(optimizer.param_groups) == 1
     BaseFinetuning.unfreeze_and_add_param_group(net, optimizer, train_bn=False)
-    assert [id(each) for each in optimizer.param_groups[1]["params"]] == [id(each) for each in net[0].parameters()]
+    assert [id(each) for each in optimizer.param_groups[1]["params"]] == [
+        id(each) for each in net[0].parameters()
+    ]
 
 
 # ---- in a run
@@ -415,7 +428,9 @@ def test_with_two_optimizers_one_trains_the_backbone_and_its_rate_grows_once_an_
     first = [rates_of_first for rates_of_first, _ in rates.by_epoch[1:]]
     assert [backbone for _, backbone in first] == pytest.approx([0.01, 0.02, 0.04, 0.08])
     assert [second for _, second in rates.by_epoch] == [[0.2]] * 5
-    held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+    held = [
+        p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
+    ]
     assert len(held) == len(set(held)) == 8
 
 
@@ -427,7 +442,10 @@ def test_a_module_without_a_backbone_is_answered():
             self.back_bone = self.backbone
             del self.backbone
 
-    with pytest.raises(MisconfigurationError, match=r"Misnamed.*'backbone'.*Did you mean 'back_bone'\? It has: head, back_bone"):
+    with pytest.raises(
+        MisconfigurationError,
+        match=r"Misnamed.*'backbone'.*Did you mean 'back_bone'\? It has: head, back_bone",
+    ):
         fit(Misnamed(), BackboneFinetuning(1))
 
 
