@@ -48,7 +48,9 @@ class ThawLayerByLayer(BaseFinetuning):
         self.freeze(pl_module.layers, train_bn=False)
 
     def finetune_function(self, pl_module, epoch, optimizer):
-        depth = len(pl_module.layers) - epoch  # epoch 0: the head alone; 1: the last layer; 2: the one below it
+        depth = (
+            len(pl_module.layers) - epoch
+        )  # epoch 0: the head alone; 1: the last layer; 2: the one below it
         if epoch > 0 and depth >= 0:
             head_lr = optimizer.param_groups[0]["lr"]
             self.unfreeze_and_add_param_group(pl_module.layers[depth], optimizer, lr=head_lr / 2**epoch)
@@ -60,12 +62,17 @@ digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16  # (1797, 1, 8, 8)
 labels = torch.tensor(digits.target)
 old, new = labels < 5, labels >= 5
-train, test = TensorDataset(images[new][:200], labels[new][:200] - 5), TensorDataset(images[new][200:], labels[new][200:] - 5)
+train, test = (
+    TensorDataset(images[new][:200], labels[new][:200] - 5),
+    TensorDataset(images[new][200:], labels[new][200:] - 5),
+)
 quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False,
          "enable_progress_bar": False}  # fmt: skip
 
 model = DigitNet()
-Trainer(max_epochs=3, **quiet).fit(model, DataLoader(TensorDataset(images[old], labels[old]), batch_size=32, shuffle=True))
+Trainer(max_epochs=3, **quiet).fit(
+    model, DataLoader(TensorDataset(images[old], labels[old]), batch_size=32, shuffle=True)
+)
 
 trainer = Trainer(max_epochs=5, callbacks=ThawLayerByLayer(), **quiet)
 trainer.fit(model, DataLoader(train, batch_size=16, shuffle=True))

@@ -79,5 +79,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 trainer = Trainer(max_epochs=40, **quiet)
 trainer.fit(model, DataLoader(TensorDataset(pixels[:100], labels[:100]), batch_size=20, shuffle=True))
-[result] = trainer.test(model, DataLoader(TensorDataset(pixels[1400:], labels[1400:]), batch_size=100), verbose=False)
+[result] = trainer.test(
+    model, DataLoader(TensorDataset(pixels[1400:], labels[1400:]), batch_size=100), verbose=False
+)
 print(f"test accuracy: {result['test_accuracy']:.3f}")

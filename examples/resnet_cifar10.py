@@ -27,7 +27,9 @@ class ImagenetTransferLearning(LightningModule):
         try:
             backbone = torchvision.models.get_model(architecture, weights="DEFAULT")
         except URLError as error:
-            print(f"The weights of {architecture} cannot be fetched ({error.reason}): RANDOM weights instead.")
+            print(
+                f"The weights of {architecture} cannot be fetched ({error.reason}): RANDOM weights instead."
+            )
             backbone = torchvision.models.get_model(architecture, weights=None)
         self.feature_extractor = nn.Sequential(*list(backbone.children())[:-1])  # all but `fc`
         self.feature_extractor.requires_grad_(False)
@@ -73,7 +75,11 @@ arguments = parser.parse_args()
 seed_everything(0)
 images, labels = load_images(arguments.data)
 model = ImagenetTransferLearning(arguments.architecture)
-trainer = Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+trainer = Trainer(
+    max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+)
 trainer.fit(model, DataLoader(TensorDataset(images[:1200], labels[:1200]), batch_size=40, shuffle=True))
-[result] = trainer.test(model, DataLoader(TensorDataset(images[1200:], labels[1200:]), batch_size=100), verbose=False)
+[result] = trainer.test(
+    model, DataLoader(TensorDataset(images[1200:], labels[1200:]), batch_size=100), verbose=False
+)
 print(f"test accuracy: {result['test_accuracy']:.3f}")

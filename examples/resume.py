@@ -35,7 +35,9 @@ class DigitNet(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad])
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=NUM_EPOCHS * NUM_BATCHES)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=1e-2, total_steps=NUM_EPOCHS * NUM_BATCHES
+        )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
