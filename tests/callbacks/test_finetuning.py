@@ -347,6 +347,21 @@ def test_what_train_bn_costs_is_said_once_with_the_factor(capfd):
     assert "train_bn" not in capfd.readouterr().err
 
 
+def test_the_cost_of_train_bn_is_not_said_where_nothing_trains_alone(capfd):
+    fit(Net(), BackboneFinetuning(0), max_epochs=1)
+    assert "train_bn" not in capfd.readouterr().err
+
+
+def test_a_first_batch_that_fails_leaves_no_counter_behind():
+    class Fails(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(Fails(), BackboneFinetuning(1), max_epochs=2)
+    assert torch.utils._python_dispatch._len_torch_dispatch_stack() == 0
+
+
 # ---- BackboneFinetuning
 
 
@@ -472,6 +487,22 @@ def test_a_backbone_that_configure_model_builds_is_frozen():
         [["head.weight", "head.bias"]],
         [["head.weight", "head.bias"], ["backbone.0.weight", "backbone.0.bias"]],
     ]
+
+
+def test_a_backbone_thawed_while_a_warm_up_stands_at_zero_trains():
+    class WarmsUp(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 3))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
+
+    net = WarmsUp()
+    before = net.backbone[0].weight.clone()
+    trainer = fit(net, BackboneFinetuning(0, train_bn=False), max_epochs=1)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx(
+        [0.1 * 2 / 3, 0.01 * 2 / 3]
+    )
+    assert not torch.equal(net.backbone[0].weight, before)
 
 
 def test_the_same_callback_serves_a_second_module():

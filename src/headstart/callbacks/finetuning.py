@@ -56,7 +56,8 @@ class BaseFinetuning(Callback):
     # Class attributes, so that a subclass that does not call super().__init__() works.
     _metadata: dict[int, list[dict[str, Any]]] | None = None
     _restarting: bool = False
-    _counter: FlopCounterMode | None = None
+    _cost_is_due: bool = False
+    _counter: FlopCounterMode | None = None  # while it counts
     _forward_flops: int = 0
     _cost_is_said: bool = False
 
@@ -208,7 +209,7 @@ class BaseFinetuning(Callback):
         if not train_bn:
             norms = [each for each in BaseFinetuning.flatten_modules(modules) if freezing.is_batch_norm(each)]
             BaseFinetuning.freeze(norms, train_bn=False)
-        rate = float(optimizer.param_groups[0]["lr"]) / initial_denom_lr if lr is None else float(lr)
+        rate = _rate_of_first_group(optimizer) / initial_denom_lr if lr is None else float(lr)
         thawed = BaseFinetuning.filter_params(modules, train_bn=train_bn, requires_grad=True)
         params = BaseFinetuning.filter_on_optimizer(optimizer, thawed)
         if params:
@@ -235,8 +236,7 @@ class BaseFinetuning(Callback):
                         pl_module,
                     )
             self._restarting = False
-        norms = [module for module in pl_module.modules() if getattr(module, _TRAINS_ALONE, False)]
-        alone = [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
+        alone = _parameters_that_train_alone(pl_module)
         held = {
             p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
         }
@@ -244,15 +244,12 @@ class BaseFinetuning(Callback):
         if missing and trainer.optimizers:
             optimizer = trainer.optimizers[0]
             optimizer.add_param_group({"params": missing, "lr": self._rate_of_batch_norms(optimizer)})
-        if alone and not self._cost_is_said and not resumed and trainer.global_step == 0:
-            from torch.utils.flop_counter import FlopCounterMode
-
-            self._counter = FlopCounterMode(display=False)
+        self._cost_is_due = not self._cost_is_said and not resumed and trainer.global_step == 0
         for index, optimizer in enumerate(trainer.optimizers):
             self._store(pl_module, index, optimizer)
 
     def _rate_of_batch_norms(self, optimizer: Optimizer) -> float:
-        return float(optimizer.param_groups[0]["lr"])
+        return _rate_of_first_group(optimizer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Call `finetune_function` for each optimizer, and keep what it did."""
@@ -294,8 +291,13 @@ class BaseFinetuning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin to count, on the first batch of a run in which batch norms train alone."""
-        if self._counter is not None:
-            self._counter.__enter__()  # type: ignore[no-untyped-call]
+        if self._cost_is_due:
+            self._cost_is_due = False
+            if _parameters_that_train_alone(pl_module):
+                from torch.utils.flop_counter import FlopCounterMode
+
+                self._counter = FlopCounterMode(display=False)
+                self._counter.__enter__()  # type: ignore[no-untyped-call]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
         """The forward pass is over."""
@@ -328,7 +330,7 @@ class BaseFinetuning(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop counting."""
-        self._counter = None
+        self._stop_counting()
 
 
 class BackboneFinetuning(BaseFinetuning):
@@ -457,10 +459,25 @@ class BackboneFinetuning(BaseFinetuning):
     def _initial_rate(self, optimizer: Optimizer) -> float:
         if self.backbone_initial_lr is not None:
             return self.backbone_initial_lr
-        return float(optimizer.param_groups[0]["lr"]) * self.backbone_initial_ratio_lr
+        return _rate_of_first_group(optimizer) * self.backbone_initial_ratio_lr
 
     def _rate_of_batch_norms(self, optimizer: Optimizer) -> float:
         return self._initial_rate(optimizer)
+
+
+def _parameters_that_train_alone(pl_module: LightningModule) -> list[nn.Parameter]:
+    """The parameters of batch norms that train in an otherwise frozen network."""
+    norms = [module for module in pl_module.modules() if getattr(module, _TRAINS_ALONE, False)]
+    return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
+
+
+def _rate_of_first_group(optimizer: Optimizer) -> float:
+    """The first group's rate; where a warm-up stands at zero, the rate that it warms up to.
+
+    A share of zero would be zero for ever.
+    """
+    first = optimizer.param_groups[0]
+    return float(first["lr"]) or float(first.get("initial_lr", 0.0))
 
 
 def _roots(modules: Modules) -> list[nn.Module]:
