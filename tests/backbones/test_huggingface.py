@@ -142,6 +142,13 @@ def test_weights_of_another_shape_are_refused(bert_folder):
         load_backbone(str(bert_folder))
 
 
+def test_damaged_weights_are_named(bert_folder):
+    file = bert_folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"bert' are damaged"):
+        load_backbone(str(bert_folder))
+
+
 def test_weights_without_a_pooler_are_enough_for_text(bert_folder):
     weights = load_file(bert_folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if not name.startswith("pooler.")}

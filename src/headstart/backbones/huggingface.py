@@ -150,9 +150,16 @@ def class_token(images: torch.Tensor, outputs: Any) -> torch.Tensor:
 
 def _load_whole(transformers: Any, source: str, *, name: str, settings: Mapping[str, Any]) -> Any:
     """Give the pretrained network, none of its weights being random."""
-    loaded, report = transformers.AutoModel.from_pretrained(
-        source, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-    )
+    from safetensors import SafetensorError
+
+    try:
+        loaded, report = transformers.AutoModel.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"The weights of {name!r} are damaged: {error}. Fetch or save them again."
+        ) from error
     tensors = loaded.state_dict(keep_vars=True)
     model = _without_task_parts(loaded)
     used = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
