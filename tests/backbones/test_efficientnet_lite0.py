@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -31,24 +31,17 @@ def test_every_packaged_tensor_is_in_its_place():
 def test_pretrained_features_tell_defective_solar_cells_better_than_random_ones(solar_cells):
     labels = [label for _, label in solar_cells]
     # Shuffled: the photos are sorted by module, and a block of them is another module than the rest.
-    folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=5, random_state=0)
+    folds = StratifiedKFold(n_splits=5, shuffle=True, random_state=0)
     scores = {}
     for pretrained in (True, False):
         torch.manual_seed(0)
         backbone = load_backbone("efficientnet_lite0", pretrained=pretrained).eval()
-        transform = backbone.preprocessing.eval_transform()
+        transform = backbone.preprocessing.with_changes(size=128).eval_transform()
         photos = torch.stack([transform(Image.open(path).convert("RGB")) for path, _ in solar_cells])
         with torch.inference_mode():
             features = torch.cat([backbone(part) for part in photos.split(50)]).numpy()
-        # Each at its own best regularisation, so that neither is favoured.
-        scores[pretrained] = max(
-            cross_val_score(
-                make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)),
-                features,
-                labels,
-                cv=folds,
-            ).mean()
-            for c in (0.001, 0.01, 0.1)
-        )
-    # 200 photos show the direction; the size of the gap needs more of them.
-    assert scores[True] > scores[False], scores
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.001, max_iter=500))
+        scores[pretrained] = cross_val_score(probe, features, labels, cv=folds).mean()
+    # Measured: 0.785, and 0.71 to 0.745 with three draws of random weights. On 200 photos the difference has a standard
+    # error of about 0.03: they show the direction, and the size of the gap would need more of them.
+    assert scores[True] > scores[False] + 0.02, scores

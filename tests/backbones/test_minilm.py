@@ -33,12 +33,12 @@ def read_r8(part, *, per_class):
 
 @pytest.mark.slow
 def test_pretrained_embeddings_tell_topics_far_better_than_random_ones():
-    train, test = read_r8("train", per_class=15), read_r8("test", per_class=10)
+    train, test = read_r8("train", per_class=10), read_r8("test", per_class=10)
     scores = {}
     for pretrained in (True, False):
         torch.manual_seed(0)
         backbone = load_backbone("minilm", pretrained=pretrained).eval()
-        backbone.preprocessing.max_length = 96
+        backbone.preprocessing.max_length = 48
         with torch.inference_mode():
             first, second = (
                 torch.cat(
@@ -48,4 +48,6 @@ def test_pretrained_embeddings_tell_topics_far_better_than_random_ones():
             )
         probe = LogisticRegression(C=10, max_iter=2000).fit(first.numpy(), train[1])
         scores[pretrained] = probe.score(second.numpy(), test[1])
-    assert scores[True] > scores[False] + 0.05, scores
+    # Measured: 0.78, and 0.53 to 0.55 with random weights. On 80 texts the difference of two accuracies has a standard
+    # error of about 0.07, so the margin leaves two of them.
+    assert scores[True] > scores[False] + 0.1, scores
