@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from headstart import LightningModule, Trainer
+from headstart import Callback, LightningModule, Trainer
 from headstart.callbacks import BackboneFinetuning
 from headstart.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from headstart.errors import CheckpointError, MisconfigurationError, UnknownArgumentError
@@ -80,12 +81,6 @@ def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_checkpoint_has_the_permissions_of_an_ordinary_file(tmp_path):
-    write_checkpoint({}, tmp_path / "a.ckpt")
-    (tmp_path / "ordinary").touch()
-    assert (tmp_path / "a.ckpt").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
-
-
 class Malicious:
     """Runs a command where it is unpickled without protection."""
 
@@ -94,6 +89,41 @@ class Malicious:
 
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.witness),)
+
+
+class Remembers(Callback):
+    def __init__(self, value: Any):
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(Path("data"), "pathlib"), (np.float64(0.1), "numpy"), (Malicious, "Malicious")]
+)
+def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path, value, kind):
+    trainer = new_trainer(callbacks=Remembers(value))
+    trainer.fit(Net(), loader())
+    with pytest.raises(
+        CheckpointError, match=rf"a\.ckpt was not written: it would hold .*{kind}.*could not be read back"
+    ):
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hyper_parameter_that_was_changed_to_something_unreadable_is_refused_by_name(tmp_path):
+    net, trainer = Net(), new_trainer()
+    trainer.fit(net, loader())
+    net.hparams.lr = Path("data")
+    with pytest.raises(MisconfigurationError, match="Net: the hyper-parameter 'lr' is of type"):
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_has_the_permissions_of_an_ordinary_file(tmp_path):
+    write_checkpoint({}, tmp_path / "a.ckpt")
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "a.ckpt").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 @pytest.mark.parametrize(

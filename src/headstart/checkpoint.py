@@ -36,6 +36,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         path: Where to; its folder is made.
 
     Raises:
+        CheckpointError: If something in it is of a type that could not be read back.
         OSError: If the disk is full or the folder cannot be written; nothing is left behind.
 
     Example:
@@ -53,6 +54,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
+        _refuse_unreadable(temporary, path)
         # mkstemp makes the file private; give it the mode that an ordinary new file would have had.
         mask = os.umask(0)
         os.umask(mask)
@@ -62,6 +64,17 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     _flush_directory(path.parent)
+
+
+def _refuse_unreadable(temporary: str, path: Path) -> None:
+    """Raise where the file just written names something that `read_checkpoint` would refuse."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
+    if names:
+        raise CheckpointError(
+            f"{path} was not written: it would hold {', '.join(sorted(names))}, which could not be read back. A checkpoint "
+            "holds plain types and tensors. Look at what `state_dict` or `on_save_checkpoint` of the module, the data "
+            "module or a callback gives, and convert it: str(path), array.item(), torch.from_numpy(array)."
+        )
 
 
 def _flush_directory(directory: Path) -> None:

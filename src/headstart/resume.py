@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from headstart import __version__, freezing
 from headstart.checkpoint import load_weights
 from headstart.errors import CheckpointError, MisconfigurationError
+from headstart.hparams import refuse_unreadable
 from headstart.loop import Progress
 from headstart.metrics import load_metric_states, metric_states
 from headstart.optim import group_names, regroup, sync_scheduler
@@ -43,6 +44,8 @@ def dump(trainer: Trainer, *, weights_only: bool = False) -> dict[str, Any]:
     for owner, prefix in ((module, ""), (datamodule, "datamodule_")):
         if owner is not None and owner.hparams:
             checkpoint[f"{prefix}hparams_name"] = owner.__dict__.get("_hparams_name", "kwargs")
+            # They may have changed since __init__.
+            refuse_unreadable(owner.hparams, owner=type(owner).__name__)
             checkpoint[f"{prefix}hyper_parameters"] = dict(owner.hparams)
     if datamodule is not None:
         if state := datamodule.state_dict():
