@@ -281,6 +281,26 @@ def test_a_fit_of_another_module_begins_anew(quiet_trainer):
     assert trainer.callback_metrics == {}
 
 
+def test_an_evaluation_that_was_interrupted_leaves_the_next_fit_alone(quiet_trainer, capsys):
+    class Interrupted(Slope):
+        def training_step(self, batch, batch_idx):
+            assert self.training
+            self.log("loss", 1.0 + self.current_epoch, on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            raise KeyboardInterrupt
+
+    trainer, module = quiet_trainer(), Interrupted()
+    trainer.fit(module, ones())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.validate(module, [ones(), ones()])
+    trainer.max_epochs = 2
+    trainer.fit(module, ones())
+    assert {name: float(value) for name, value in trainer.callback_metrics.items()} == {"loss": 2.0}
+    assert "found in evaluation mode" not in capsys.readouterr().err
+
+
 def test_a_stop_is_forgotten_when_the_next_run_begins(quiet_trainer):
     callback = StopsAtOnce()
     trainer, module = quiet_trainer(max_epochs=2, callbacks=[callback]), Slope()

@@ -151,6 +151,7 @@ class Logbook:
         if self.evaluation is not None:
             self.evaluation.reset()
         self.evaluation, self.evaluation_is_complete = None, False
+        self.current_loader = None
 
     def forget(self) -> None:
         """Begin with no values."""

@@ -418,10 +418,12 @@ def _evaluation_mode(trainer: Trainer, kind: str) -> Iterator[None]:
     # Inside fit no_grad: what a module caches in inference mode could not be used in a later training step.
     context = torch.inference_mode if trainer.inference_mode and not trainer.is_fitting else torch.no_grad
     trainer.hooks(f"on_{kind}_model_eval")
-    with context():
-        yield
-    for child, training in modes:
-        child.training = training
+    try:
+        with context():
+            yield
+    finally:  # also after Ctrl-C: a second fit goes on in the modes from before
+        for child, training in modes:
+            child.training = training
     trainer.hooks(f"on_{kind}_model_train")
     freezing.establish_modes(module, only_frozen=True)
 

@@ -344,6 +344,7 @@ class Trainer:
             status = {"finished": "success", "interrupted": "interrupted"}.get(self.state.status, "failed")
             self.sanity_checking = False
             self.stage = None
+            self.logbook.end_evaluation()  # one that was cut short would take what the next fit logs
             self._each_data_hook("teardown", fn)
             for each in self.loggers:
                 each.finalize(status if self.interrupted or status == "success" else "failed")
