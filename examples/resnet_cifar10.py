@@ -52,17 +52,17 @@ class ImagenetTransferLearning(LightningModule):
 
 
 def load_images(root: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give 1,500 images (N, 3, 32, 32), normalised as ImageNet's, and their labels."""
+    """Give 600 images (N, 3, 32, 32), normalised as ImageNet's, and their labels."""
     try:
         cifar10 = torchvision.datasets.CIFAR10(root, download=True)
-        images = torch.from_numpy(cifar10.data[:1500]).permute(0, 3, 1, 2) / 255
-        labels = torch.tensor(cifar10.targets[:1500])
+        images = torch.from_numpy(cifar10.data[:600]).permute(0, 3, 1, 2) / 255
+        labels = torch.tensor(cifar10.targets[:600])
     except (URLError, RuntimeError) as error:
         print(f"CIFAR-10 cannot be fetched ({error}): handwritten DIGITS, enlarged, instead.")
         digits = load_digits()
-        small = torch.tensor(digits.images[:1500], dtype=torch.float32)[:, None] / 16  # (N, 1, 8, 8)
+        small = torch.tensor(digits.images[:600], dtype=torch.float32)[:, None] / 16  # (N, 1, 8, 8)
         images = interpolate(small, size=32, mode="bilinear").expand(-1, 3, -1, -1)
-        labels = torch.tensor(digits.target[:1500])
+        labels = torch.tensor(digits.target[:600])
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return (images - mean[:, None, None]) / std[:, None, None], labels
 
@@ -78,8 +78,8 @@ model = ImagenetTransferLearning(arguments.architecture)
 trainer = Trainer(
     max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
 )
-trainer.fit(model, DataLoader(TensorDataset(images[:1200], labels[:1200]), batch_size=40, shuffle=True))
+trainer.fit(model, DataLoader(TensorDataset(images[:500], labels[:500]), batch_size=20, shuffle=True))
 [result] = trainer.test(
-    model, DataLoader(TensorDataset(images[1200:], labels[1200:]), batch_size=100), verbose=False
+    model, DataLoader(TensorDataset(images[500:], labels[500:]), batch_size=100), verbose=False
 )
 print(f"test accuracy: {result['test_accuracy']:.3f}")
