@@ -276,7 +276,7 @@ def load_weights(
     if mismatched and on_mismatch == "error":
         raise CheckpointError(
             f"{source}: weights have another shape than in {type(module).__name__}: {'; '.join(mismatched.values())}. "
-            'A new head? Load the rest with on_mismatch="skip".'
+            'A new head? Load the rest with load_from_checkpoint(..., on_mismatch="skip").'
         )
     fitting = {name: value for name, value in state_dict.items() if name not in mismatched}
     outcome = module.load_state_dict(fitting, strict=False)
@@ -285,7 +285,7 @@ def load_weights(
         raise CheckpointError(
             f"{source} does not fit {type(module).__name__}."
             f"{_listed(' Missing there', missing)}{_listed(' Unknown here', outcome.unexpected_keys)} "
-            "Pass strict=False to load what fits."
+            "Pass strict=False to load what fits; in a run, set the module's strict_loading = False."
         )
     left_out = list(mismatched.values())
     left_out += [f"{name} (missing there)" for name in missing]

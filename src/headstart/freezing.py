@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim import Optimizer
 
 from headstart.errors import MisconfigurationError
@@ -131,7 +132,9 @@ def stop_tracking(norm: nn.Module) -> None:
 
     Scripts of the field read the flag. What keeps the statistics is evaluation mode.
     """
-    if norm.track_running_stats:
+    # A lazy one makes its statistics at its first batch, and reads the flag to know whether to.
+    is_unmade = isinstance(norm, LazyModuleMixin) and norm.has_uninitialized_params()
+    if norm.track_running_stats and not is_unmade:
         setattr(norm, _TRACKS_IN_TRAINING, True)
         norm.track_running_stats = False  # type: ignore[assignment]
 

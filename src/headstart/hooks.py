@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headstart.callback import Callback
-from headstart.datamodule import DataHooks
 from headstart.errors import MisconfigurationError, did_you_mean
 from headstart.module import LightningModule
 
@@ -112,7 +111,7 @@ def check_names(owner: object, base: type, *, needed: Sequence[str]) -> None:
     own = [
         name
         for cls in type(owner).__mro__
-        if not _is_ours(cls)
+        if cls not in base.__mro__
         for name, value in vars(cls).items()
         if callable(value)
     ]
@@ -135,7 +134,3 @@ def check_names(owner: object, base: type, *, needed: Sequence[str]) -> None:
             raise MisconfigurationError(
                 f"{kind} does not define {name!r}, and this run needs it.{did_you_mean(name, own)}"
             )
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.split(".")[0] in {"headstart", "torch", "builtins"} or cls in {Callback, DataHooks}

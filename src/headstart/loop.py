@@ -68,6 +68,10 @@ def fit(trainer: Trainer) -> None:
     hooks = trainer.hooks
     if trainer.is_done() and not trainer.progress.is_inside_epoch:
         trainer.stand_again()
+        trainer.say(
+            f"Nothing is left to train: {trainer.current_epoch} epochs and {trainer.global_step} steps are done "
+            f"(max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps})."
+        )
         return
     if trainer.train_dataloader is None:
         trainer.load_train_batches()
@@ -336,6 +340,7 @@ def sanity_check(trainer: Trainer) -> None:
 def validate_within_fit(trainer: Trainer) -> None:
     """Validate between two training batches, and go on training in the modes from before."""
     trainer.stage = "validate"
+    trainer.state_before_validation = trainer.train_batches.random_state()
     trainer.load_validation_batches()
     evaluate(trainer, "validation", trainer.validation_loaders, trainer.num_val_batches)
     trainer.stage = "train"

@@ -233,7 +233,19 @@ class LightningModule(DataHooks, nn.Module):
     # ---- the parts of a training step, to be overridden singly
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute the gradients of `loss`."""
+        """Compute the gradients of `loss`.
+
+        Raises:
+            MisconfigurationError: If nothing that trains is behind it.
+        """
+        if not loss.requires_grad:
+            trains = freezing.trainable_names(self)
+            reason = (
+                "it was detached, or made under torch.no_grad, or none of what trains is used for it"
+                if trains
+                else "every parameter of the module is frozen"
+            )
+            raise MisconfigurationError(f"The loss of {type(self).__name__} has no gradient: {reason}.")
         loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def optimizer_step(

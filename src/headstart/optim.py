@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 from headstart.errors import CheckpointError, MisconfigurationError, did_you_mean
 
@@ -288,6 +289,8 @@ def _set_base(scheduler: Any, index: int) -> None:
     if isinstance(scheduler, lr_scheduler.OneCycleLR):  # keeps its bounds in the groups
         for key in ("max_lr", "min_lr"):
             group[key] = reference[key] * share
+    if isinstance(scheduler, SWALR):  # keeps its aim in the groups
+        group["swa_lr"] = reference["swa_lr"] * share
     if isinstance(scheduler, lr_scheduler.CyclicLR):
         scheduler.max_lrs[index] = scheduler.max_lrs[0] * share
     floor = float(getattr(scheduler, "eta_min", 0.0))

@@ -65,7 +65,10 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
         "progress": progress.state_dict(),
         "trainable": freezing.trainable_names(module),
         "param_groups": [group_names(each, module) for each in trainer.optimizers],
-        "random_state": trainer.train_batches.random_state(),
+        # A validation that is cut off is begun anew on a resume, and draws again what it has drawn.
+        "random_state": trainer.state_before_validation
+        if logbook.evaluation is not None and progress.stage == "stepped"
+        else trainer.train_batches.random_state(),
         "logbook": logbook.state_dict(module),
     }
     if progress.is_inside_epoch:
@@ -166,6 +169,7 @@ def restore_training(
     module, logbook = trainer.lightning_module, trainer.logbook
     if "progress" in state:
         trainer.progress = Progress(**state["progress"])
+        _name_what_is_new(trainer, checkpoint, source=source)
         freezing.set_trainable(module, state["trainable"])
         for optimizer, names in zip(trainer.optimizers, state["param_groups"], strict=False):
             regroup(optimizer, names, module)
@@ -182,6 +186,20 @@ def restore_training(
     for kind, owners in (("optimizer_states", trainer.optimizers), ("lr_schedulers", schedulers)):
         _load_states(trainer, kind, owners, checkpoint.get(kind), source=source)
     trainer.precision_plugin.load_state_dict(checkpoint.get("precision") or {})
+
+
+def _name_what_is_new(trainer: Trainer, checkpoint: Mapping[str, Any], *, source: str) -> None:
+    """Say which parameters the checkpoint does not know (`strict_loading` is off): a resume trains what trained."""
+    known = checkpoint.get("state_dict")
+    new = (
+        [] if known is None else sorted(set(freezing.trainable_names(trainer.lightning_module)) - set(known))
+    )
+    if new:
+        more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+        trainer.warn(
+            f"{source} does not know {', '.join(new[:5])}{more}: a resumed run trains what trained, so they stay "
+            "frozen. To train them, begin a new fit from the weights alone: load_from_checkpoint(..., strict=False)."
+        )
 
 
 def _progress_of_another_trainer(state: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Progress:
@@ -205,5 +223,13 @@ def _load_states(
     for owner, state in zip(owners, states, strict=True):
         try:
             owner.load_state_dict(state)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise CheckpointError(f"{source}: one of its {kind} does not fit: {error}") from error
+        groups = getattr(owner, "param_groups", [])
+        lacking = [key for group in groups for key in owner.defaults if key not in group]
+        if lacking:
+            raise CheckpointError(
+                f"{source}: one of its {kind} is of another class than {type(owner).__name__}: it has no "
+                f"{lacking[0]!r}. Build the optimizer that was saved, or begin a new fit from the weights alone: "
+                "load_from_checkpoint."
+            )

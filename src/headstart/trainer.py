@@ -213,6 +213,9 @@ class Trainer:
         self.num_sanity_val_batches: list[Any] = []
         self.current_batch: Any = None
         self._loaded_in_epoch = 0
+        self.state_before_validation: dict[
+            str, Any
+        ] = {}  # the random state, for a validation that is begun anew
 
         self.logbook = Logbook(self)
 

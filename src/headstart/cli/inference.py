@@ -34,6 +34,8 @@ def probabilities_of(
         devices: As `Trainer` takes it.
         precision: As `Trainer` takes it.
     """
+    if model.kind == "images":
+        model.to(memory_format=torch.channels_last)  # as in fit, so that the same scores come out
     bar = sys.stderr.isatty()
     trainer = Trainer(
         accelerator=accelerator,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from headstart.module import LightningModule
     from headstart.trainer import Trainer
 
-_MESSAGE = b"\nCtrl-C: ending cleanly, after this batch or this validation. Once more to stop at once.\n"
+_MESSAGE = "Ctrl-C: ending cleanly, after this batch or this validation. Once more to stop at once."
 
 
 class Interrupt(Callback):
@@ -45,7 +46,12 @@ class Interrupt(Callback):
             if self.is_requested:
                 raise KeyboardInterrupt
             self.is_requested = True
-            os.write(2, _MESSAGE)  # print is not safe here: it may be what was interrupted
+            try:
+                print(
+                    _MESSAGE, file=sys.stderr, flush=True
+                )  # through the progress bar, above which it appears
+            except RuntimeError:  # a print was what the signal interrupted
+                os.write(2, f"\n{_MESSAGE}\n".encode())
 
         before = signal.signal(signal.SIGINT, take)
         try:

@@ -1,0 +1,60 @@
+"""Each benchmark runs, and prints its rows; what the rows say is not judged here, for the machine may be busy."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow  # second processes that import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def rows_of(script):
+    """Run a benchmark as its reader would, and give the lines it prints."""
+    command = [sys.executable, str(BENCHMARKS / script), "--quick"]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=300
+    ).stdout.splitlines()
+
+
+def row_about(title, rows):
+    """The columns after the title of the one row that has it."""
+    (row,) = [row for row in rows if title in row]
+    return row.partition(title)[2].split()
+
+
+def test_overhead_prints_each_set_up_beside_the_plain_loop():
+    rows = rows_of("overhead.py")
+    titles = [
+        "plain PyTorch loop",
+        "Trainer, all off",
+        "Trainer, self.log  ",
+        "Trainer, self.log + bar + CSV",
+    ]
+    for title in titles:
+        median, fastest, ratio, cpu_ratio = map(float, row_about(title, rows))
+        assert median >= fastest > 0
+        assert ratio > 0
+        assert cpu_ratio > 0
+    assert row_about(titles[0], rows)[2:] == ["1.00", "1.00"]
+
+
+def test_import_time_prints_each_start_beside_the_import_of_torch():
+    rows = rows_of("import_time.py")
+    for title in ["python, nothing", "import headstart", "headstart --help", "from headstart import Trainer"]:
+        assert row_about(title, rows)
+    assert row_about("import torch  ", rows)[-1] == "1.00"
+
+
+def test_frozen_flops_prints_that_a_real_freeze_costs_a_forward_pass_and_moves_no_statistics():
+    rows = rows_of("frozen_flops.py")
+    by_hand = row_about("plain PyTorch: backbone frozen, in eval mode", rows)
+    frozen = row_about("BackboneFinetuning(train_bn=False)", rows)
+    norms_train = row_about("BackboneFinetuning(), train_bn=True", rows)
+    full = row_about("no callback: everything trains", rows)
+    assert frozen == by_hand
+    assert frozen[2:] == ["0", "of", "20"]
+    assert norms_train[2:] == full[2:] == ["20", "of", "20"]
+    assert float(frozen[0]) < float(norms_train[0]) < float(full[0])
