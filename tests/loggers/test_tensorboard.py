@@ -1,6 +1,7 @@
 """What a run leaves for TensorBoard."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path):
     for step in range(4):
         first.log_metrics({"loss": 1.0}, step=step)
     first.finalize("failed")
+    time.sleep(
+        1.1
+    )  # TensorBoard reads files in the order of their names, which hold the second of their beginning
     second = TensorBoardLogger(tmp_path, version=0)
     second.log_hyperparams({"lr": 0.1})  # a run does so before it looks at the checkpoint
     second.resume_from(1)
