@@ -26,6 +26,7 @@ READING_ORDER = [
     # what a run is made of
     "hooks",
     "seed",
+    "deferred",
     "loaders",
     "precision",
     "optim",

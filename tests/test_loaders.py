@@ -78,6 +78,16 @@ def test_samplers_are_told_the_epoch_wherever_they_are():
     assert (plain.epoch, inside.epoch) == (3, 3)
 
 
+def test_a_dataset_is_told_the_epoch_too():
+    class Counted(list):  # as unhashable as datasets can be
+        def set_epoch(self, epoch):
+            self.epochs = [*getattr(self, "epochs", []), epoch]
+
+    dataset = Counted([1, 2])
+    set_epoch(DataLoader(dataset), 3)
+    assert dataset.epochs == [3]
+
+
 # ---- the batches of one epoch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, cast
 
 import torch
@@ -99,11 +99,15 @@ def without_shuffling(loader: Any) -> Any:
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell the samplers which epoch begins (`DistributedSampler.set_epoch`)."""
-    sampler = getattr(loader, "sampler", None)
+    """Tell the samplers, and the dataset, which epoch begins: those that have a `set_epoch` (`DistributedSampler`)."""
     batch_sampler = getattr(loader, "batch_sampler", None)
-    owners: list[Any] = [sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
-    for each in dict.fromkeys(owners):
+    owners: list[Any] = [
+        getattr(loader, "dataset", None),
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    ]
+    for each in {id(owner): owner for owner in owners}.values():  # a dataset need not be hashable
         if callable(getattr(each, "set_epoch", None)):
             each.set_epoch(epoch)
 
@@ -118,6 +122,7 @@ class EpochOfBatches:
     Args:
         loader: The training loader.
         count: How many batches to take; `None` takes all.
+        read: Gives the batches of a loader.
 
     A loader that cannot say its length is read one batch ahead, to know which batch is the last.
 
@@ -126,8 +131,11 @@ class EpochOfBatches:
         [(0, 10, False), (1, 20, True)]
     """
 
-    def __init__(self, loader: Any, *, count: int | None) -> None:
+    def __init__(
+        self, loader: Any, *, count: int | None, read: Callable[[Any], Iterator[Any]] = iter
+    ) -> None:
         self._loader = loader
+        self._read = read
         self._count = count
         self._look_ahead = length_of(loader) is None
         self._states: dict[str, Any] = {}
@@ -163,7 +171,7 @@ class EpochOfBatches:
             self.restore(self._states["start"])
         else:
             self._states = {"start": here}
-        iterator = iter(self._loader)
+        iterator = iter(self._read(self._loader))
         for _ in range(skip):
             next(iterator)
         if skip and self._look_ahead:

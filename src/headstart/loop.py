@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from headstart import freezing, loaders
+from headstart.deferred import real_values
 from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean
 from headstart.logbook import Logbook
 from headstart.optim import ManagedOptimizer, SchedulerConfig, needs_closure, sync_scheduler
@@ -278,6 +279,7 @@ def _read_output(output: Any, *, automatic: bool) -> tuple[dict[str, Any] | None
             f"training_step returned {type(output).__name__}: {output!r:.100}; expected a scalar tensor, a dict with "
             "'loss', or None."
         )
+    loss = real_values(loss)
     seen = loss.detach().clone() if isinstance(loss, torch.Tensor) else loss
     return {"loss": seen, **extra}, loss if isinstance(loss, torch.Tensor) else None
 
@@ -364,13 +366,13 @@ def evaluate(
         for loader_idx, (loader, limit) in enumerate(zip(all_loaders, limits, strict=True)):
             logbook.current_loader = loader_idx
             tail = (loader_idx,) if several else ()
-            for batch_idx, batch in _limited(loader, limit):
+            for batch_idx, batch in _limited(trainer, loader, limit):
                 batch = trainer.to_device(batch, loader_idx)  # noqa: PLW2901 (the same batch, on the device)
                 trainer.current_batch = batch
                 hooks(f"on_{kind}_batch_start", batch, batch_idx, *tail)
                 hooks.current = f"{kind}_step"
                 with trainer.precision_plugin.forward_context():
-                    output = step(*(batch, batch_idx, *tail)[:arity])
+                    output = real_values(step(*(batch, batch_idx, *tail)[:arity]))
                 hooks.current = ""
                 hooks(f"on_{kind}_batch_end", output, batch, batch_idx, *tail)
                 logbook.close_evaluation_step()
@@ -397,12 +399,12 @@ def predict(trainer: Trainer, all_loaders: list[Any], limits: Sequence[float | N
         hooks("on_predict_epoch_start")
         for loader_idx, (loader, limit) in enumerate(zip(all_loaders, limits, strict=True)):
             tail = (loader_idx,) if several else ()
-            for batch_idx, batch in _limited(loader, limit):
+            for batch_idx, batch in _limited(trainer, loader, limit):
                 batch = trainer.to_device(batch, loader_idx)  # noqa: PLW2901 (the same batch, on the device)
                 hooks("on_predict_batch_start", batch, batch_idx, *tail)
                 hooks.current = "predict_step"
                 with trainer.precision_plugin.forward_context():
-                    output = step(*(batch, batch_idx, *tail)[:arity])
+                    output = real_values(step(*(batch, batch_idx, *tail)[:arity]))
                 hooks.current = ""
                 hooks("on_predict_batch_end", output, batch, batch_idx, *tail)
                 if keep:
@@ -433,8 +435,8 @@ def _evaluation_mode(trainer: Trainer, kind: str) -> Iterator[None]:
     freezing.establish_modes(module, only_frozen=True)
 
 
-def _limited(loader: Any, limit: float | None) -> Iterator[tuple[int, Any]]:
-    iterator = iter(loader)
+def _limited(trainer: Trainer, loader: Any, limit: float | None) -> Iterator[tuple[int, Any]]:
+    iterator = iter(loader if trainer.reuse is None else trainer.reuse.batches(loader))
     index = 0
     while limit is None or index < limit:
         try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from headstart.callback import Callback
+from headstart.deferred import Reuse
 from headstart.errors import MisconfigurationError, UnknownArgumentError, did_you_mean
 from headstart.hooks import is_overridden
 from headstart.strategy import Strategy
@@ -107,6 +108,21 @@ def choose_device(accelerator: str, devices: Any) -> torch.device:
             f"accelerator is {accelerator!r}, and torch finds no such device. Use 'auto' or 'cpu'."
         )
     return torch.device("cpu")
+
+
+def choose_reuse(given: Any, *, say: Callable[[str], None]) -> Reuse | None:
+    """Give what computes frozen work once, or `None` where it is to be done in every epoch.
+
+    Raises:
+        MisconfigurationError: If the setting is none of those.
+    """
+    if given is False or isinstance(given, Reuse):
+        return given or None
+    if given not in {"auto", "exact"}:
+        raise MisconfigurationError(
+            f"reuse_frozen is {given!r}; expected 'auto', 'exact', False or a headstart.deferred.Reuse."
+        )
+    return Reuse(setting=given, say=say)
 
 
 def gather_loggers(logger: Any, *, default_root_dir: str) -> list[Any]:

@@ -7,7 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from headstart import freezing, loaders, loop, resume, settings
 from headstart.callback import Callback
 from headstart.checkpoint import read_checkpoint, write_checkpoint
 from headstart.datamodule import DataHooks, LightningDataModule
+from headstart.deferred import Reuse
 from headstart.errors import MisconfigurationError
 from headstart.hooks import Hooks, check_names, is_overridden
 from headstart.logbook import Logbook
@@ -76,6 +77,8 @@ class Trainer:
         use_distributed_sampler: With several processes, give each its share of the samples.
         detect_anomaly: Find the operation that made a NaN gradient; slow.
         reload_dataloaders_every_n_epochs: Ask for the loaders anew every so many epochs; 0 for once.
+        reuse_frozen: Compute the output of what is frozen once for each sample: `"auto"`; `"exact"`, in the loader's own
+            batches only; a `headstart.deferred.Reuse`, for its settings; `False` computes it in every epoch.
         default_root_dir: Where logs and checkpoints go when nothing else is said; the working directory.
         **unknown: Anything else is an error, with the name that was probably meant.
 
@@ -126,6 +129,7 @@ class Trainer:
         use_distributed_sampler: bool = True,
         detect_anomaly: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
+        reuse_frozen: Literal["auto", "exact", False] | Reuse = "auto",
         default_root_dir: str | Path | None = None,
         **unknown: Any,
     ) -> None:
@@ -156,6 +160,7 @@ class Trainer:
         self.use_distributed_sampler = use_distributed_sampler
         self.detect_anomaly = detect_anomaly
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.reuse = settings.choose_reuse(reuse_frozen, say=self.say)
         self.default_root_dir = str(Path.cwd() if default_root_dir is None else default_root_dir)
         self.fast_dev_run = fast_dev_run
         if fast_dev_run:
@@ -332,7 +337,10 @@ class Trainer:
         self.state.fn, self.state.status, self.state.finished = fn, "running", False
         try:
             with (
-                torch.autograd.set_detect_anomaly(self.detect_anomaly) if self.detect_anomaly else _nothing()
+                torch.autograd.set_detect_anomaly(self.detect_anomaly)
+                if self.detect_anomaly
+                else nullcontext(),
+                self.reuse.active() if self.reuse is not None else nullcontext(),
             ):
                 yield
             self.state.status, self.state.finished = "finished", True
@@ -392,6 +400,8 @@ class Trainer:
         model.configure_model()
         self.precision_plugin.convert(model)
         self.strategy.setup(model)
+        if self.reuse is not None:
+            self.reuse.watch(model)
 
     def _each_data_hook(self, name: str, stage: str) -> None:
         """`setup` and `teardown`: the data module's, the callbacks', the module's."""
@@ -623,7 +633,9 @@ class Trainer:
         self.num_training_batches = math.inf if count is None else count
         if loaders.length_of(self.train_dataloader) is None:
             self.num_training_batches = math.inf  # a limit on a stream bounds it, and it may end before
-        self.train_batches = loaders.EpochOfBatches(self.train_dataloader, count=count)
+        self.train_batches = loaders.EpochOfBatches(
+            self.train_dataloader, count=count, read=iter if self.reuse is None else self.reuse.batches
+        )
         self._loaded_in_epoch = self.progress.epoch
         if (
             isinstance(self.val_check_interval, int)
@@ -1021,11 +1033,6 @@ def _toggling(module: LightningModule) -> Callable[[Optimizer], Any]:
             module.untoggle_optimizer(optimizer)
 
     return toggle
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def freezing_report(module: LightningModule) -> list[str]:

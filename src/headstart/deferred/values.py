@@ -1,0 +1,481 @@
+"""Real values of deferred tensors: looked up by sample, or computed, checked and stored."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from headstart.deferred.columns import Column, RaggedColumn
+from headstart.deferred.first_pass import Pace, Setting
+from headstart.deferred.graph import Call, Evaluation, Expression, Output, Root, ancestry
+from headstart.deferred.recorder import has_moved
+from headstart.errors import MisconfigurationError
+from headstart.seed import capture_random_state, restore_random_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headstart.deferred.report import Report
+    from headstart.deferred.store import Store
+    from headstart.deferred.tensor import Batch
+
+# What the data set itself gives (labels, lengths) is kept up to this many bytes a sample; images never are.
+_SMALL = 4096
+# So many expressions that were stored and never looked up say that every batch is computed in another way.
+_MOST_IN_VAIN = 32
+# In coarser number formats than float32, the same sum in another order differs by more than any tolerance of float32.
+_COARSE_TOLERANCE = 2e-2
+# Samples whose computation is checked in another memory format.
+_NUM_CHECKED = 8
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """What is known of an expression that was forced.
+
+    Attributes:
+        column: Its values by sample; `None` where they are not stored.
+        length_of: The root whose length is that of a sample's rows, where they are ragged.
+        calls_with_rows: The calls in it that take real row arguments.
+        depends_on_padding: Whether it may be another if a sample is padded to another length.
+        witness: For every sample a digest of those arguments, and of that length, with which its value was computed.
+        mixes: Whether a sample's value depends on the others of its batch.
+        has_module: Whether a frozen module is part of it.
+        seconds: Of computing a sample.
+        is_used: Whether a value was ever looked up.
+        pace: How it is computed fastest.
+    """
+
+    column: Column | RaggedColumn | None = None
+    length_of: Root | None = None
+    calls_with_rows: tuple[Call, ...] = ()
+    depends_on_padding: bool = False
+    witness: Column | None = None
+    mixes: bool = False
+    has_module: bool = False
+    seconds: float = 0.0
+    is_used: bool = False
+    pace: Pace | None = None
+
+
+class Values:
+    """The values of the expressions of a run.
+
+    Args:
+        store: Where they are kept.
+        key_of: Gives an expression's key in the store; one that begins with "~" is not kept for other runs.
+        is_exact: Compute in the user's own batches only.
+        tolerance: See `Reuse`.
+        min_gain: See `Reuse`.
+        report: What was computed and looked up is counted there.
+        say: Tells the user something, once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        key_of: Callable[[Expression, Batch], str],
+        is_exact: bool,
+        tolerance: float,
+        min_gain: float,
+        report: Report,
+        say: Callable[[str], None],
+    ) -> None:
+        self.held: dict[Expression, Held] = {}
+        self._store = store
+        self._key_of = key_of
+        self._is_exact = is_exact
+        self._tolerance = tolerance
+        self._min_gain = min_gain
+        self._report = report
+        self._say = say
+        self._shapes: dict[tuple[Expression, tuple[torch.Size, ...]], torch.Size] = {}
+        self._num_in_vain = 0
+
+    @property
+    def all_differ(self) -> bool:
+        """Whether what is forced is another expression in every batch, so that storing is in vain."""
+        return self._num_in_vain > _MOST_IN_VAIN
+
+    def shape_of(self, expression: Expression, batch: Batch) -> torch.Size:
+        """Give the shape (B, ...) of an expression whose shape differs from batch to batch."""
+        shapes = tuple(each.shape for each in batch.roots())
+        if isinstance(expression, Root):
+            return shapes[expression.index]
+        found = self._shapes.get((expression, shapes))
+        if found is None:
+            found = batch.evaluation().value(expression).shape
+            self._shapes[expression, shapes] = found
+        return found
+
+    def value(self, expression: Expression, batch: Batch) -> Tensor:
+        """Give the value (B, ...) of an expression."""
+        value = batch.forced.get(expression)
+        if value is not None:
+            return value
+        held = self.held.get(expression)
+        if held is None:
+            value = self._first(expression, batch)
+        else:
+            if held.column is not None:
+                value = self._looked_up(expression, held, batch)
+            if value is None:
+                value = self._computed(expression, held, batch)
+        batch.forced[expression] = value
+        return value
+
+    def drop(self, expressions: list[Expression]) -> None:
+        """Forget the values of expressions."""
+        for each in expressions:
+            self._give_up(self.held.pop(each))
+        gone = set(expressions)
+        self._shapes = {key: shape for key, shape in self._shapes.items() if key[0] not in gone}
+
+    def _give_up(self, held: Held) -> None:
+        for column in (held.column, held.witness):
+            if column is not None:
+                self._store.drop(column)
+        held.column = held.witness = None
+
+    # ---- the first time
+
+    def _first(self, expression: Expression, batch: Batch) -> Tensor:
+        """Compute plainly; see whether it may be stored; store it."""
+        value = batch.evaluation().value(expression)
+        calls = [each for each in ancestry(expression) if isinstance(each, Call)]
+        held = Held(has_module=any(call.module is not None for call in calls))
+        held.seconds = sum(call.seconds for call in calls)
+        held.calls_with_rows = tuple(call for call in calls if call.num_rows)
+        if not held.has_module:
+            is_large = value.numel() * value.element_size() > _SMALL * batch.size
+            if expression.is_ragged or is_large or not batch.num_recorded:
+                return value  # the data's own, and read again with every batch
+        elif self.all_differ:
+            return value
+        self.held[expression] = held
+        if batch.size > 1 and not self._keeps_samples_apart(expression, value, batch):
+            held.mixes = True
+            if held.has_module:
+                self._say(
+                    f"{_name(expression)} mixes the samples of a batch: it is computed from its inputs every time."
+                )
+            return value
+        self._report.num_computed += batch.size if held.has_module else 0
+        self._num_in_vain += 1
+        if self.all_differ:
+            self._say(
+                f"What is computed from frozen work differs in every batch ({_name(expression)}): it is not stored."
+            )
+            return value
+        self._open(expression, held, value, batch)
+        self._take_up(expression, held, value, batch)
+        if held.column is not None and held.has_module:
+            self._judge(expression, held, value, batch)
+        return value
+
+    def _keeps_samples_apart(self, expression: Expression, value: Tensor, batch: Batch) -> bool:
+        """Whether every second sample, computed without those between them, gives the same."""
+        rows = torch.arange(0, batch.size, 2)
+        try:
+            with _disable_current_modes():  # who counts FLOPs counts the step, not this check
+                alone = batch.part(rows).value(expression)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False  # a size of the whole batch stands in its arguments
+        return self._is_close(alone, value[rows.to(value.device)])
+
+    def _ignores_padding(self, expression: Expression, value: Tensor, batch: Batch) -> bool:
+        """Whether a shorter sample of the batch, collated alone, gives the same: there must be one to know."""
+        if any(isinstance(each, Call) and each.num_rows for each in ancestry(expression)):
+            return False  # their rows are padded as the batch is
+        plain_shapes = [each.shape[1:] for each in batch.roots()]
+        for row in range(batch.size):
+            roots = batch.source.fetch(batch.ids[row : row + 1])
+            if [each.shape[1:] for each in roots] != plain_shapes:
+                with _disable_current_modes():
+                    alone = Evaluation(roots, {}, size=1).value(expression)
+                return self._is_close(alone, value[row : row + 1])
+        return False
+
+    def _is_close(self, value: Tensor, plain: Tensor) -> bool:
+        if value.shape != plain.shape or value.dtype != plain.dtype:
+            return False
+        if not plain.is_floating_point():
+            return torch.equal(value, plain)
+        fine = plain.dtype in {torch.float32, torch.float64}
+        tolerance = self._tolerance if fine else max(self._tolerance, _COARSE_TOLERANCE)
+        finite = plain.isfinite()
+        if not torch.equal(value[~finite].nan_to_num(), plain[~finite].nan_to_num()):
+            return False
+        largest = plain[finite].abs().max() if bool(finite.any()) else torch.tensor(0.0)
+        return bool((value[finite] - plain[finite]).abs().le(tolerance * largest).all())
+
+    def _open(self, expression: Expression, held: Held, value: Tensor, batch: Batch) -> None:
+        """Make room for the values of all samples, if there is any."""
+        num_samples, shape, key = (
+            batch.source.num_ids,
+            tuple(value.shape[1:]),
+            self._key_of(expression, batch),
+        )
+        lengths = {
+            each: batch.roots()[each.index].shape[1]
+            for each in ancestry(expression)
+            if isinstance(each, Root) and each.is_ragged
+        }
+        held.length_of = next(
+            (each for each, length in lengths.items() if shape and length == shape[0]), None
+        )
+        if any(size in lengths.values() for size in shape[1:]):
+            self._say(
+                f"{_name(expression)} is computed in every epoch: two of its dimensions differ from batch to batch."
+            )
+            return
+        if held.calls_with_rows or held.depends_on_padding:
+            key = f"~{key}"
+        if held.length_of is not None:
+            held.column = self._store.ragged(key, num_samples=num_samples, rest=shape[1:], dtype=value.dtype)
+        else:
+            held.column = self._store.column(
+                key,
+                num_samples=num_samples,
+                shape=shape,
+                dtype=value.dtype,
+                channels_last=expression.channels_last,
+            )
+        if held.column is None:
+            if held.has_module:
+                self._say(f"{_name(expression)} is computed in every epoch: {self._store.refusal}")
+        elif held.calls_with_rows or held.depends_on_padding:
+            held.witness = self._store.column(
+                f"{key}/witness", num_samples=num_samples, shape=(), dtype=torch.int64
+            )
+
+    def _take_up(self, expression: Expression, held: Held, value: Tensor, batch: Batch) -> None:
+        """Store the first values; or compare them with those that another run has kept."""
+        if held.column is None:
+            return
+        if self._missing(held, batch) is None and not self._is_close(self._take(held, batch), value.cpu()):
+            self._give_up(held)
+            self._say(
+                f"{_name(expression)} is computed in every epoch: the values that were kept are others."
+            )
+        elif (missing := self._missing(held, batch)) is not None:
+            self._put(
+                expression, held, batch, batch.ids[missing], value[missing.to(value.device)], rows=missing
+            )
+
+    def _judge(self, expression: Expression, held: Held, value: Tensor, batch: Batch) -> None:
+        """Do not store what takes longer to read than to compute; say what was decided."""
+        begun = time.perf_counter()
+        self._take(held, batch)
+        reading = (time.perf_counter() - begun) / batch.size
+        column = held.column
+        assert column is not None
+        if held.seconds < reading * self._min_gain:
+            self._give_up(held)
+            self._say(
+                f"{_name(expression)} is computed in every epoch: that takes {_microseconds(held.seconds)} a sample, and "
+                f"reading it back {_microseconds(reading)}."
+            )
+            return
+        where = "in memory" if column.place == "memory" else "on disk"
+        size = (
+            "as long as the samples are" if held.length_of is not None else f"{column.nbytes / 1e6:,.1f} MB"
+        )
+        self._say(f"Frozen work is done once: {_name(expression)} is stored {where} ({size}).")
+        self._report.stored.append(_name(expression))
+
+    # ---- afterwards
+
+    def _computed(self, expression: Expression, held: Held, batch: Batch) -> Tensor:
+        """Compute what is not stored: from what its call takes, where that is what keeps samples apart."""
+        if held.mixes and isinstance(expression, Output):
+            for each in expression.call.inputs:
+                batch.known[each] = self.value(each, batch)
+        elif held.has_module:
+            self._report.num_computed += batch.size
+        return batch.evaluation().value(expression)
+
+    def _looked_up(self, expression: Expression, held: Held, batch: Batch) -> Tensor | None:
+        missing = self._missing(held, batch)
+        num_missing = 0 if missing is None else int(missing.sum())
+        if num_missing < batch.size and not held.is_used:
+            held.is_used = True
+            self._num_in_vain -= 1
+        if held.has_module:
+            self._report.look_up(batch.size - num_missing, seconds=held.seconds)
+        if missing is not None:
+            if self._is_exact:
+                value = batch.evaluation().value(expression)
+                self._put(
+                    expression, held, batch, batch.ids[missing], value[missing.to(value.device)], rows=missing
+                )
+                self._report.num_computed += num_missing if held.has_module else 0
+                return value
+            if held.witness is not None or isinstance(held.column, RaggedColumn):
+                self._fill_rows(expression, held, batch, missing)
+            else:
+                self._fill(expression, held, batch, missing)
+            if held.column is None:
+                return None
+        value = self._take(held, batch)
+        return value if value.device == expression.device else value.to(expression.device)
+
+    def _take(self, held: Held, batch: Batch) -> Tensor:
+        if isinstance(held.column, RaggedColumn):
+            return held.column.take(batch.ids, length=_length(held, batch))
+        assert held.column is not None
+        return held.column.take(batch.ids)
+
+    def _missing(self, held: Held, batch: Batch) -> Tensor | None:
+        if isinstance(held.column, RaggedColumn):
+            missing = held.column.missing(batch.ids, length=_length(held, batch))
+        else:
+            assert held.column is not None
+            missing = held.column.missing(batch.ids)
+        if held.witness is not None:
+            there = torch.arange(batch.size) if missing is None else (~missing).nonzero().flatten()
+            digests = _digests(held, batch)[there]
+            others = there[held.witness.take(batch.ids[there]) != digests]
+            if len(others):
+                missing = torch.zeros(batch.size, dtype=torch.bool) if missing is None else missing
+                missing[others] = True
+        return missing
+
+    def _put(
+        self,
+        expression: Expression,
+        held: Held,
+        batch: Batch,
+        ids: Tensor,
+        value: Tensor,
+        *,
+        rows: Tensor | None = None,
+    ) -> None:
+        """Store values (n, ...) of samples; `rows` says which of the batch's they are, where that matters."""
+        column = held.column
+        assert column is not None
+        if isinstance(column, RaggedColumn):
+            fits = value.shape[1] == _length(held, batch) and tuple(value.shape[2:]) == column.rest
+        else:
+            fits = tuple(value.shape[1:]) == column.shape
+        if not fits or column.put(ids, value.detach().cpu()) is False:
+            why = "its room is used up" if fits else "its shape is not the same for all samples"
+            self._give_up(held)
+            self._say(f"{_name(expression)} is computed in every epoch from here on: {why}.")
+        elif held.witness is not None:
+            digests = _digests(held, batch)
+            held.witness.put(ids, digests if rows is None else digests[rows])
+
+    # ---- what is missing
+
+    def _fill_rows(self, expression: Expression, held: Held, batch: Batch, missing: Tensor) -> None:
+        """Compute rows of this batch: their values depend on how it is padded, or on real row arguments."""
+        rows = missing.nonzero().flatten()
+        whole = batch.known.get(expression)
+        value = batch.part(rows).value(expression) if whole is None else whole[rows]
+        self._put(expression, held, batch, batch.ids[rows], value, rows=rows)
+        self._report.num_computed += len(rows) if held.has_module else 0
+
+    def _fill(self, expression: Expression, held: Held, batch: Batch, missing: Tensor) -> None:
+        """Compute what this batch lacks, and what the next ones lack, with all that the last batch needed."""
+        assert isinstance(held.column, Column)
+        ids = batch.ids[missing]
+        if batch.ahead is not None and held.has_module:
+            ids = torch.cat([ids, *batch.ahead(batch.reach)])
+            absent = held.column.missing(ids)
+            ids = ids if absent is None else ids[absent]
+        ids = torch.unique(ids)
+        if expression.is_ragged:  # those of a length together: less is computed on padding
+            ids = ids[torch.tensor(batch.source.lengths(ids)).argsort(stable=True)]
+        wanted = {expression: held}
+        for each in batch.source.targets:
+            other = self.held.get(each)
+            if other is not None and isinstance(other.column, Column) and other.witness is None:
+                wanted[each] = other
+        pace = held.pace = held.pace or self._pace(expression, held, batch)
+        random_state = capture_random_state()
+        while len(ids) and held.column is not None:
+            setting = pace.setting()
+            count = len(ids) if pace.is_settled else min(len(ids), pace.trial_size(setting))
+            self._compute(list(ids[:count].split(setting.chunk_size)), wanted, setting, pace, batch)
+            ids = ids[count:]
+        if has_moved(random_state):
+            restore_random_state(random_state)
+            batch.source.obstacle = (
+                f"reading some samples of {type(batch.source.dataset).__name__} draws random numbers"
+            )
+        elif pace.is_settled and pace.seconds:
+            held.seconds = min(pace.seconds.values())
+            self._report.settings[_name(expression)] = str(pace.setting())
+
+    def _compute(
+        self, chunks: list[Tensor], wanted: dict[Expression, Held], setting: Setting, pace: Pace, batch: Batch
+    ) -> None:
+        stream = batch.source.stream(chunks)
+
+        def compute(index: int) -> None:
+            roots = next(stream)
+            _check_shapes(batch, roots)
+            # no_grad, not inference_mode: what a module caches in that, it could never use in training when it thaws.
+            evaluation = Evaluation(roots, {}, size=len(chunks[index]), prepare=setting.prepare)
+            for each, held in wanted.items():
+                if held.column is not None:
+                    self._put(each, held, batch, chunks[index], evaluation.value(each))
+                    self._report.num_computed += len(chunks[index]) if held.has_module else 0
+
+        pace.run(setting, [len(each) for each in chunks], compute)
+
+    def _pace(self, expression: Expression, held: Held, batch: Batch) -> Pace:
+        """Give the settings that may be tried: those whose values were checked against the plain computation."""
+        plain_size = max(batch.size, 1)
+        images = [
+            each for each in ancestry(expression) if isinstance(each, Root) and len(each.sample_shape) == 3
+        ]
+        is_worthwhile = held.has_module and held.seconds > 1e-4
+        formats = [False]
+        if images and is_worthwhile:
+            rows = torch.arange(min(_NUM_CHECKED, batch.size))
+            with _disable_current_modes():
+                plain = batch.part(rows).value(expression)
+                other = batch.part(rows, Setting(len(rows), channels_last=True).prepare).value(expression)
+            if self._is_close(other, plain):
+                formats.insert(0, True)
+        return Pace(plain_size, formats=tuple(formats), is_worthwhile=is_worthwhile)
+
+
+def _digests(held: Held, batch: Batch) -> Tensor:
+    """Give for each sample of a batch a digest of what its value depends on, beside the sample itself."""
+    digests = batch.digest_of_rows(held.calls_with_rows)
+    if held.depends_on_padding:
+        for root in batch.roots():
+            digests = digests * 1_000_003 + hash(tuple(root.shape[1:]))
+    return digests
+
+
+def _length(held: Held, batch: Batch) -> int:
+    assert held.length_of is not None
+    return batch.roots()[held.length_of.index].shape[1]
+
+
+def _check_shapes(batch: Batch, roots: list[Tensor]) -> None:
+    for root, tensor in zip(batch.source.roots, roots, strict=True):
+        if not root.is_ragged and tuple(tensor.shape[1:]) != root.sample_shape:
+            raise MisconfigurationError(
+                f"A sample of {type(batch.source.dataset).__name__} has the shape {tuple(tensor.shape[1:])}, and the first "
+                f"had {root.sample_shape}. Samples of different shapes cannot be deferred: set reuse_frozen=False."
+            )
+
+
+def _name(expression: Expression) -> str:
+    text = repr(expression)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f} us"
