@@ -26,6 +26,7 @@ READING_ORDER = [
     # what a run is made of
     "hooks",
     "seed",
+    "allocator",
     "deferred",
     "loaders",
     "precision",

@@ -17,6 +17,7 @@ import torch
 from torch.optim import Optimizer
 
 from headstart import freezing, loaders, loop, resume, settings
+from headstart.allocator import memory_kept
 from headstart.callback import Callback
 from headstart.checkpoint import read_checkpoint, write_checkpoint
 from headstart.datamodule import DataHooks, LightningDataModule
@@ -341,6 +342,7 @@ class Trainer:
                 if self.detect_anomaly
                 else nullcontext(),
                 self.reuse.active() if self.reuse is not None else nullcontext(),
+                memory_kept() if self.strategy.device.type == "cpu" else nullcontext(),
             ):
                 yield
             self.state.status, self.state.finished = "finished", True

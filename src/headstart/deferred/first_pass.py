@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +17,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# Samples a trial: fewer are over before the clock can tell.
-_TRIAL_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +77,16 @@ class Pace:
         """Whether nothing is left to try."""
         return not self.is_worthwhile or all(each in self.seconds for each in self._candidates())
 
-    def trial_size(self, setting: Setting) -> int:
-        """The number of samples of a trial."""
-        return max(_TRIAL_SIZE, 2 * setting.chunk_size)
-
-    def run(self, setting: Setting, sizes: list[int], compute: Callable[[int], None]) -> None:
-        """Call `compute(0)`, `compute(1)`, ... for chunks of these sizes, and take down how long a sample took.
+    def run(self, setting: Setting, size: int, compute: Callable[[slice], None]) -> None:
+        """Call `compute` with chunks of `size` samples, and take down how long one takes.
 
         The first chunk of a kind is slower (its kernels are made), and is not counted where there are others.
         """
         taken = []
-        for index in range(len(sizes)):
+        for start in range(0, size, setting.chunk_size):
+            rows = slice(start, min(start + setting.chunk_size, size))
             begun = time.perf_counter()
-            compute(index)
-            taken.append((time.perf_counter() - begun) / sizes[index])
-        if setting not in self.seconds:
-            counted = taken[1:] or taken
-            self.seconds[setting] = sorted(counted)[len(counted) // 2]
+            compute(rows)
+            taken.append((time.perf_counter() - begun) / (rows.stop - start))
+        if setting not in self.seconds and (size >= setting.chunk_size or not self.is_worthwhile):
+            self.seconds[setting] = median(taken[1:] or taken)

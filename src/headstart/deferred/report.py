@@ -13,7 +13,7 @@ class Report:
         num_computed: Samples that went through a frozen part.
         num_looked_up: Samples that did not have to, because their value was there.
         seconds_saved: What computing those would have taken, at the fastest pace that was measured.
-        flops_saved: Floating-point operations that were not done; 0 where they are not counted.
+        flops_saved: Floating-point operations that were not done.
         stored: What is stored.
         settings: In which chunks and memory format each was computed fastest.
         remarks: What was said to the user.
@@ -27,7 +27,7 @@ class Report:
     settings: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
-    def look_up(self, count: int, *, seconds: float, flops: int = 0) -> None:
+    def look_up(self, count: int, *, seconds: float, flops: int) -> None:
         """Count samples whose value was there; what one takes to compute."""
         self.num_looked_up += count
         self.seconds_saved += count * seconds
@@ -36,7 +36,5 @@ class Report:
     def __str__(self) -> str:
         share = self.num_looked_up / max(1, self.num_looked_up + self.num_computed)
         text = f"frozen work: {self.num_computed:,} samples computed, {self.num_looked_up:,} looked up ({share:.0%}), "
-        text += f"{self.seconds_saved:,.1f} s saved"
-        if self.flops_saved:
-            text += f", {self.flops_saved / 1e12:,.2f} TFLOP saved"
+        text += f"{self.seconds_saved:,.1f} s and {self.flops_saved / 1e12:,.3g} TFLOP saved"
         return "\n".join([text, *(f"{name}: fastest in {each}" for name, each in self.settings.items())])

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode
 
+from headstart.allocator import memory_kept
 from headstart.deferred.columns import Column, RaggedColumn
 from headstart.deferred.first_pass import Pace, Setting
 from headstart.deferred.graph import Call, Evaluation, Expression, Output, Root, ancestry
@@ -30,6 +32,8 @@ _SMALL = 4096
 _MOST_IN_VAIN = 32
 # In coarser number formats than float32, the same sum in another order differs by more than any tolerance of float32.
 _COARSE_TOLERANCE = 2e-2
+# Samples that are read at a time: while they are computed, the next are read.
+_BLOCK = 32
 # Samples whose computation is checked in another memory format.
 _NUM_CHECKED = 8
 
@@ -47,6 +51,7 @@ class Held:
         mixes: Whether a sample's value depends on the others of its batch.
         has_module: Whether a frozen module is part of it.
         seconds: Of computing a sample.
+        flops: Floating-point operations of computing a sample.
         is_used: Whether a value was ever looked up.
         pace: How it is computed fastest.
     """
@@ -59,6 +64,7 @@ class Held:
     mixes: bool = False
     has_module: bool = False
     seconds: float = 0.0
+    flops: int = 0
     is_used: bool = False
     pace: Pace | None = None
 
@@ -283,6 +289,9 @@ class Values:
                 f"reading it back {_microseconds(reading)}."
             )
             return
+        with _disable_current_modes(), FlopCounterMode(display=False) as counter:
+            batch.part(torch.zeros(1, dtype=torch.int64)).value(expression)
+        held.flops = counter.get_total_flops()
         where = "in memory" if column.place == "memory" else "on disk"
         size = (
             "as long as the samples are" if held.length_of is not None else f"{column.nbytes / 1e6:,.1f} MB"
@@ -308,7 +317,7 @@ class Values:
             held.is_used = True
             self._num_in_vain -= 1
         if held.has_module:
-            self._report.look_up(batch.size - num_missing, seconds=held.seconds)
+            self._report.look_up(batch.size - num_missing, seconds=held.seconds, flops=held.flops)
         if missing is not None:
             if self._is_exact:
                 value = batch.evaluation().value(expression)
@@ -400,11 +409,11 @@ class Values:
                 wanted[each] = other
         pace = held.pace = held.pace or self._pace(expression, held, batch)
         random_state = capture_random_state()
-        while len(ids) and held.column is not None:
-            setting = pace.setting()
-            count = len(ids) if pace.is_settled else min(len(ids), pace.trial_size(setting))
-            self._compute(list(ids[:count].split(setting.chunk_size)), wanted, setting, pace, batch)
-            ids = ids[count:]
+        blocks = torch.split(ids, _BLOCK)
+        with memory_kept():
+            for block, roots in zip(blocks, batch.source.stream(blocks), strict=True):
+                _check_shapes(batch, roots)
+                self._compute(block, roots, wanted, pace, batch)
         if has_moved(random_state):
             restore_random_state(random_state)
             batch.source.obstacle = (
@@ -415,21 +424,21 @@ class Values:
             self._report.settings[_name(expression)] = str(pace.setting())
 
     def _compute(
-        self, chunks: list[Tensor], wanted: dict[Expression, Held], setting: Setting, pace: Pace, batch: Batch
+        self, ids: Tensor, roots: list[Tensor], wanted: dict[Expression, Held], pace: Pace, batch: Batch
     ) -> None:
-        stream = batch.source.stream(chunks)
+        """Compute samples whose tensors are `roots`, in chunks, and store what comes out."""
+        setting = pace.setting()
 
-        def compute(index: int) -> None:
-            roots = next(stream)
-            _check_shapes(batch, roots)
+        def compute(rows: slice) -> None:
+            chunk = [each[rows] for each in roots]
             # no_grad, not inference_mode: what a module caches in that, it could never use in training when it thaws.
-            evaluation = Evaluation(roots, {}, size=len(chunks[index]), prepare=setting.prepare)
+            evaluation = Evaluation(chunk, {}, size=len(ids[rows]), prepare=setting.prepare)
             for each, held in wanted.items():
                 if held.column is not None:
-                    self._put(each, held, batch, chunks[index], evaluation.value(each))
-                    self._report.num_computed += len(chunks[index]) if held.has_module else 0
+                    self._put(each, held, batch, ids[rows], evaluation.value(each))
+                    self._report.num_computed += len(ids[rows]) if held.has_module else 0
 
-        pace.run(setting, [len(each) for each in chunks], compute)
+        pace.run(setting, len(ids), compute)
 
     def _pace(self, expression: Expression, held: Held, batch: Batch) -> Pace:
         """Give the settings that may be tried: those whose values were checked against the plain computation."""
