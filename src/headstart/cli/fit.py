@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import asdict
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from headstart.cli.options import FitOptions, Request, parse
 from headstart.errors import HeadstartError, missing_dependency
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headstart.cli.phases import PhaseRecord
     from headstart.cli.run_folder import RunFolder
     from headstart.data import ClassificationData
+    from headstart.deferred import Report, Reuse
     from headstart.tasks import Classifier
 
 _INTERRUPTED = 130
@@ -72,7 +73,8 @@ def _fit(request: Request) -> int:
         flush=True,
     )
 
-    record, was_interrupted = _train(model, data, options, folder, resume=request.resume)
+    reuse = _reuse(options)
+    record, was_interrupted = _train(model, data, options, folder, resume=request.resume, reuse=reuse)
     best_epoch = _restore_best(model, folder)
     if was_interrupted and not record.phases:
         print("Interrupted before anything was learned: nothing is saved.")
@@ -87,7 +89,8 @@ def _fit(request: Request) -> int:
     if was_interrupted:
         _say_interrupted(folder, options, best_epoch)
         return _INTERRUPTED
-    _test_and_report(folder, model, data, options, record, best_epoch)
+    saved = reuse.report() if reuse else None
+    _test_and_report(folder, model, data, options, record, best_epoch, saved=saved)
     return 0
 
 
@@ -139,6 +142,7 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
         images = ImageClassifier(backbone, image_size=options.image_size, **settings)
         data.train_transform = images.preprocessing.train_transform()
         data.eval_transform = images.preprocessing.eval_transform()
+        data.show_fixed_views(options.views, until_epoch=options.unfreeze_at_epoch)
         # Convolutions run faster in this order of memory: 1.6 times unfrozen, 1.3 frozen (EfficientNet-Lite0 on a CPU).
         return images.to(memory_format=torch.channels_last)
     assert isinstance(data, TextTableData)
@@ -152,12 +156,18 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
 
 
 def _train(
-    model: Classifier, data: ClassificationData, options: FitOptions, folder: RunFolder, *, resume: bool
+    model: Classifier,
+    data: ClassificationData,
+    options: FitOptions,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    reuse: Reuse | Literal[False],
 ) -> tuple[PhaseRecord, bool]:
     """Train to the end or to Ctrl-C, and give the record and whether it was Ctrl-C."""
-    from headstart.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+    from headstart.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
     from headstart.cli.interrupt import Interrupt
-    from headstart.cli.phases import PhaseRecord
+    from headstart.cli.phases import EarlyStoppingOnceUnfrozen, PhaseRecord
     from headstart.trainer import Trainer
 
     record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
@@ -166,7 +176,7 @@ def _train(
         record,
         interrupt,
         LearningRateMonitor(logging_interval="epoch"),
-        EarlyStopping(_MONITOR, mode="max", patience=options.patience),
+        EarlyStoppingOnceUnfrozen(_MONITOR, mode="max", patience=options.patience),
         RichProgressBar(),
         ModelCheckpoint(
             folder.last_checkpoint.parent,
@@ -186,6 +196,8 @@ def _train(
         logger=_loggers(folder),
         log_every_n_steps=10,
         enable_model_summary=False,
+        reload_dataloaders_every_n_epochs=options.unfreeze_at_epoch if model.kind == "images" else 0,
+        reuse_frozen=reuse,
     )
     checkpoint = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
     if resume and checkpoint is None:
@@ -196,6 +208,15 @@ def _train(
         except KeyboardInterrupt:
             return record, True
     return record, interrupt.is_requested
+
+
+def _reuse(options: FitOptions) -> Reuse | Literal[False]:
+    """Give what computes frozen work once."""
+    from headstart.deferred import Reuse
+
+    if options.reuse_frozen == "off":
+        return False
+    return Reuse(setting=options.reuse_frozen, directory=options.features)
 
 
 def _freezing(model: Classifier, options: FitOptions) -> list[Callback]:
@@ -282,6 +303,8 @@ def _test_and_report(
     options: FitOptions,
     record: PhaseRecord,
     best_epoch: int | None,
+    *,
+    saved: Report | None,
 ) -> None:
     from headstart.cli import output
     from headstart.cli.inference import scores_of
@@ -308,6 +331,7 @@ def _test_and_report(
     facts = [
         ("trained", f"{model.backbone.name}, {num_backbone:,} parameters, and a head of {num_head:,}"),
         *output.phase_facts(record.phases, best_epoch=best_epoch),
+        *output.reuse_facts(saved),
         ("tested on", f"{tested}; {output.duration(seconds)}"),
         *output.score_facts(scores),
         ("artefact", str(folder.path)),

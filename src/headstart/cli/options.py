@@ -28,7 +28,7 @@ class FitOptions:
         out: The folder of the run: model, checkpoints, curves and settings go here.
         backbone: efficientnet_lite0, minilm, timm:NAME, torchvision:NAME, hf:NAME, or a local file or folder. Without
             it, the packaged one for the kind of data.
-        epochs: Passes over the training data, frozen ones included.
+        epochs: Passes over the training data, frozen ones included, which cost next to nothing after the first.
         unfreeze_at_epoch: The epoch, counted from 0, at which the backbone is unfrozen; as many come before it. At
             `epochs` or beyond, only the head learns.
         lr: Learning rate of the head.
@@ -38,7 +38,7 @@ class FitOptions:
         batch_size: Samples a step.
         class_weights: "balanced" lets every class count the same in the loss, however few its samples; "none" counts
             every sample the same.
-        patience: End after this many epochs without a better validation score.
+        patience: End after this many epochs without a better validation score, once the backbone is unfrozen.
         image_size: Height and width in pixels to which images are brought; the backbone's own without it.
         max_length: Tokens beyond which a text is cut off; the backbone's own without it.
         text_column: The column of the texts; looked for by its name without it.
@@ -46,6 +46,11 @@ class FitOptions:
         label_column: The column of the labels; looked for by its name without it.
         val_fraction: Share of samples to choose the best epoch with, where DATA brings no val part.
         test_fraction: Share of samples to test with, where DATA brings no test part; 0 for no test.
+        views: While the backbone is frozen, show each image as it is (1), or in this many augmented views; what the
+            backbone makes of them is computed once.
+        reuse_frozen: auto computes what is frozen once, at the machine's best pace; exact, in the training batches; off,
+            in every epoch.
+        features: A folder in which the frozen backbone's outputs are kept, for other runs on the same data.
         seed: Of the split, the head's first weights and the order of samples.
         num_workers: Processes that read samples; 0 reads them in this one.
         accelerator: auto, cpu, gpu, cuda or mps.
@@ -56,8 +61,8 @@ class FitOptions:
     data: str
     out: str
     backbone: str | None = None
-    epochs: int = 8
-    unfreeze_at_epoch: int = 4
+    epochs: int = 33
+    unfreeze_at_epoch: int = 30
     lr: float = 1e-3
     backbone_lr: float | None = None
     weight_decay: float = 0.01
@@ -71,6 +76,9 @@ class FitOptions:
     label_column: str | None = None
     val_fraction: float = 0.15
     test_fraction: float = 0.15
+    views: int = 1
+    reuse_frozen: Literal["auto", "exact", "off"] = "auto"
+    features: str | None = None
     seed: int = 0
     num_workers: int = 0
     accelerator: str = "auto"
@@ -99,10 +107,11 @@ class FitOptions:
         """
         others = {
             "images": ("text_column", "text_pair_column", "label_column", "max_length"),
-            "text": ("image_size",),
+            "text": ("image_size", "views"),
         }
+        defaults = {each.name: each.default for each in fields(self)}
         for name in others[kind]:
-            if getattr(self, name) is not None:
+            if getattr(self, name) != defaults[name]:
                 meant = "a table of texts" if kind == "images" else "a folder of images"
                 found = "a folder of images" if kind == "images" else "a table of texts"
                 raise MisconfigurationError(
@@ -118,13 +127,13 @@ class FitOptions:
 
 _LOWEST = {
     "epochs": 1, "unfreeze_at_epoch": 0, "weight_decay": 0, "batch_size": 1, "patience": 1, "image_size": 16,
-    "max_length": 8, "num_workers": 0,
+    "max_length": 8, "views": 1, "num_workers": 0,
 }  # fmt: skip
 
 #: Options that may change when a run goes on: they do not touch what was learned so far. All others must be as they
 #: were, or the run that goes on is another than the one that was begun.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "epochs", "patience", "num_workers", "accelerator", "devices", "text_column", "text_pair_column",
+    {"data", "out", "epochs", "patience", "num_workers", "features", "accelerator", "devices", "text_column", "text_pair_column",
      "label_column"}  # the columns and the data are compared by what is read from them
 )  # fmt: skip
 

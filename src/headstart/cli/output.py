@@ -15,6 +15,7 @@ from headstart.scores import Estimate, Scores
 
 if TYPE_CHECKING:
     from headstart.cli.phases import Phase
+    from headstart.deferred import Report
 
 
 def show(renderable: Any, *, errors: bool = False) -> None:
@@ -102,6 +103,23 @@ def phase_facts(phases: Sequence[Phase], *, best_epoch: int | None) -> list[tupl
         facts.append((f"{phase.name} phase", line))
         first += phase.epochs
     return facts
+
+
+def reuse_facts(saved: Report | None) -> list[tuple[str, str]]:
+    r"""Give the row of what was not computed again; none where nothing was stored.
+
+    Example:
+        >>> from headstart.deferred import Report
+        >>> reuse_facts(Report(num_computed=100, num_looked_up=900, seconds_saved=75, flops_saved=2_000_000_000_000))
+        [('frozen work', 'done once: 100 passes through the backbone and 900 that were looked up;\n1 min 15 s and 2 TFLOP saved')]
+    """
+    if saved is None or not saved.num_looked_up:
+        return []
+    line = (
+        f"done once: {saved.num_computed:,} passes through the backbone and {saved.num_looked_up:,} that were looked up;\n"
+        f"{duration(saved.seconds_saved)} and {saved.flops_saved / 1e12:,.3g} TFLOP saved"
+    )
+    return [("frozen work", line)]
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headstart import freezing
 from headstart.callback import Callback
+from headstart.callbacks import EarlyStopping
 
 if TYPE_CHECKING:
     from headstart.module import LightningModule
@@ -105,6 +106,15 @@ class PhaseRecord(Callback):
     def _stop(self) -> None:
         self._settle()
         self._since = None
+
+
+class EarlyStoppingOnceUnfrozen(EarlyStopping):
+    """Early stopping that is patient while the backbone is frozen, when an epoch costs next to nothing."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """While the backbone is frozen, let the check that follows not count."""
+        if freezing.is_frozen(_backbone(pl_module)):
+            self.rule.wait_count = -1
 
 
 def _backbone(module: LightningModule) -> Any:

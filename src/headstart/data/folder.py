@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from headstart.data.base import ClassificationData, Reading, Sample
 from headstart.data.images import (
@@ -20,6 +20,7 @@ from headstart.data.images import (
     visible_children,
 )
 from headstart.data.report import SetAside, listing, refuse_too_many_unreadable
+from headstart.deferred import Views
 from headstart.errors import DataError, MisconfigurationError
 
 # What people call the folders of the three parts.
@@ -87,6 +88,9 @@ class ImageFolderData(ClassificationData):
             num_workers=num_workers,
         )
         self._transforms = {"train": train_transform, "eval": eval_transform}
+        self._views_until_epoch = 0
+        self._num_views = 1
+        self._fixed: Dataset[Any] | None = None
 
     @classmethod
     def for_evaluation(
@@ -113,6 +117,39 @@ class ImageFolderData(ClassificationData):
         data = cls(root, eval_transform=eval_transform, batch_size=batch_size, num_workers=num_workers)
         data._known_classes = list(class_names)
         return data
+
+    def show_fixed_views(self, num_views: int, *, until_epoch: int) -> None:
+        """Show training images without new augmentation until an epoch: what a frozen network makes of them can be stored.
+
+        Let the trainer ask for the loader anew in that epoch: `Trainer(reload_dataloaders_every_n_epochs=until_epoch)`.
+
+        Args:
+            num_views: 1 shows each image as it is; more show as many augmented views of it, an epoch each in turn.
+            until_epoch: The epoch from which on images are augmented anew each time.
+
+        Raises:
+            MisconfigurationError: If `num_views` is below 1.
+        """
+        if num_views < 1:
+            raise MisconfigurationError(f"num_views is {num_views}; expected 1 or more.")
+        self._num_views, self._views_until_epoch, self._fixed = num_views, until_epoch, None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Give the loader of the training part, shuffled from torch's global generator."""
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        if epoch >= self._views_until_epoch:
+            return super().train_dataloader()
+        self._check_ready("train")
+        self._check_ready("val")
+        if self._fixed is None:
+            images = self.train_set
+            assert isinstance(images, LabelledImages)
+            self._fixed = (
+                LabelledImages(images.images.paths, images.targets, transform=self.eval_transform)
+                if self._num_views == 1
+                else Views(images, self._num_views, seed=self.seed)
+            )
+        return self._make_loader(self._fixed, labelled=True, shuffle=True)
 
     @property
     def train_transform(self) -> Transform | None:

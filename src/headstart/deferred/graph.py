@@ -179,7 +179,6 @@ class Evaluation:
         rows: The real row arguments of the calls that take some.
         size: The number of rows.
         known: Values that are known already.
-        prepare: What is done to a root before it is used (another memory format).
 
     Example:
         >>> images = Root(0, torch.ones(2, 3), is_ragged=False)
@@ -197,11 +196,9 @@ class Evaluation:
         *,
         size: int,
         known: dict[Expression, Tensor] | None = None,
-        prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._roots = roots
         self._rows = rows
-        self._prepare = prepare
         self._size = size
         self.known: dict[Expression, Tensor] = {} if known is None else known
 
@@ -212,7 +209,7 @@ class Evaluation:
             return found
         if isinstance(expression, Root):
             value = self._roots[expression.index]
-            value = self.known[expression] = value if self._prepare is None else self._prepare(value)
+            self.known[expression] = value
             return value
         assert isinstance(expression, Output)
         self.run(expression.call)

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from headstart.deferred import modules
 from headstart.deferred.graph import Call, Expression, Root, ancestry
+from headstart.deferred.loader import ReusedLoader
 from headstart.deferred.modules import FrozenModule
 from headstart.deferred.portable import portable_key
 from headstart.deferred.recorder import Recorder, expressions_from
@@ -153,6 +154,10 @@ class Reuse:
         with self.active():
             yield from self._deferred(loader, source, trains=trains)
         self._store.save()
+
+    def loader(self, loader: Any) -> ReusedLoader:
+        """Give `loader` as one whose batches are deferred in every pass: for a trainer that takes a loader."""
+        return ReusedLoader(self, loader)
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -84,10 +84,10 @@ class Batch:
             return Evaluation([each.clone() for each in self.roots()], self.rows, size=self.size)
         return Evaluation(_LazyRoots(self), self.rows, size=self.size, known=self.known)
 
-    def part(self, rows: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> Evaluation:
+    def part(self, rows: Tensor) -> Evaluation:
         """Give the computation on some of its rows alone."""
         own = {call: tuple(each[rows.to(each.device)] for each in given) for call, given in self.rows.items()}
-        return Evaluation([each[rows] for each in self.roots()], own, size=len(rows), prepare=prepare)
+        return Evaluation([each[rows] for each in self.roots()], own, size=len(rows))
 
 
 def _digest_of_rows(tensor: Tensor) -> Tensor:

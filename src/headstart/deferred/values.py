@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from headstart.allocator import memory_kept
 from headstart.deferred.columns import Column, RaggedColumn
-from headstart.deferred.first_pass import Pace, Setting
+from headstart.deferred.first_pass import Setting, fastest
 from headstart.deferred.graph import Call, Evaluation, Expression, Output, Root, ancestry
 from headstart.deferred.recorder import has_moved
 from headstart.errors import MisconfigurationError
@@ -34,8 +34,9 @@ _MOST_IN_VAIN = 32
 _COARSE_TOLERANCE = 2e-2
 # Samples that are read at a time: while they are computed, the next are read.
 _BLOCK = 32
-# Samples whose computation is checked in another memory format.
-_NUM_CHECKED = 8
+# Seconds of a first pass from which on it is worth while to look for the fastest setting, with a batch of so many samples.
+_WORTHWHILE = 0.5
+_FEWEST = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -53,7 +54,8 @@ class Held:
         seconds: Of computing a sample.
         flops: Floating-point operations of computing a sample.
         is_used: Whether a value was ever looked up.
-        pace: How it is computed fastest.
+        setting: How it is computed, ahead of the training step.
+        is_kept: Whether its values come from another run.
     """
 
     column: Column | RaggedColumn | None = None
@@ -66,7 +68,8 @@ class Held:
     seconds: float = 0.0
     flops: int = 0
     is_used: bool = False
-    pace: Pace | None = None
+    setting: Setting | None = None
+    is_kept: bool = False
 
 
 class Values:
@@ -172,7 +175,6 @@ class Values:
                     f"{_name(expression)} mixes the samples of a batch: it is computed from its inputs every time."
                 )
             return value
-        self._report.num_computed += batch.size if held.has_module else 0
         self._num_in_vain += 1
         if self.all_differ:
             self._say(
@@ -183,17 +185,56 @@ class Values:
         self._take_up(expression, held, value, batch)
         if held.column is not None and held.has_module:
             self._judge(expression, held, value, batch)
+        if (
+            isinstance(held.column, Column)
+            and held.witness is None
+            and held.has_module
+            and not self._is_exact
+        ):
+            self._settle(expression, held, value, batch)
+            value = self._take(held, batch)
+        elif held.has_module:
+            self._report.num_computed += batch.size
         return value
+
+    def _settle(self, expression: Expression, held: Held, plain: Tensor, batch: Batch) -> None:
+        """Find the setting in which all samples are computed, these first ones included."""
+        if held.seconds * batch.source.num_ids > _WORTHWHILE and batch.size >= _FEWEST:
+            images = any(
+                isinstance(each, Root) and len(each.sample_shape) == 3 for each in ancestry(expression)
+            )
+            roots = [each[:_BLOCK] for each in batch.roots()]
+
+            def run(setting: Setting) -> tuple[Tensor, float]:
+                found: list[Tensor] = []
+                seconds = setting.run(
+                    roots,
+                    lambda chunk: found.append(
+                        Evaluation(chunk, {}, size=setting.chunk_size).value(expression)
+                    ),
+                )
+                return torch.cat(found)[: len(roots[0])], seconds
+
+            with memory_kept(), _disable_current_modes():
+                held.setting, held.seconds = fastest(
+                    len(roots[0]),
+                    run,
+                    lambda values: self._is_close(values, plain[:_BLOCK]),
+                    formats=(False, True) if images else (False,),
+                )
+            self._report.settings[_name(expression)] = str(held.setting)
+        else:
+            held.setting = Setting(batch.size)
+        if held.is_kept:
+            self._report.num_computed += batch.size
+        else:
+            self._compute(batch.ids, batch.roots(), {expression: held}, held.setting, batch)
 
     def _keeps_samples_apart(self, expression: Expression, value: Tensor, batch: Batch) -> bool:
         """Whether every second sample, computed without those between them, gives the same."""
         rows = torch.arange(0, batch.size, 2)
-        try:
-            with _disable_current_modes():  # who counts FLOPs counts the step, not this check
-                alone = batch.part(rows).value(expression)
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            return False  # a size of the whole batch stands in its arguments
-        return self._is_close(alone, value[rows.to(value.device)])
+        alone = _attempt(batch.part(rows), expression)
+        return alone is not None and self._is_close(alone, value[rows.to(value.device)])
 
     def _ignores_padding(self, expression: Expression, value: Tensor, batch: Batch) -> bool:
         """Whether a shorter sample of the batch, collated alone, gives the same: there must be one to know."""
@@ -203,9 +244,8 @@ class Values:
         for row in range(batch.size):
             roots = batch.source.fetch(batch.ids[row : row + 1])
             if [each.shape[1:] for each in roots] != plain_shapes:
-                with _disable_current_modes():
-                    alone = Evaluation(roots, {}, size=1).value(expression)
-                return self._is_close(alone, value[row : row + 1])
+                alone = _attempt(Evaluation(roots, {}, size=1), expression)
+                return alone is not None and self._is_close(alone, value[row : row + 1])
         return False
 
     def _is_close(self, value: Tensor, plain: Tensor) -> bool:
@@ -236,6 +276,9 @@ class Values:
         held.length_of = next(
             (each for each, length in lengths.items() if shape and length == shape[0]), None
         )
+        held.depends_on_padding = (
+            bool(lengths) and held.length_of is None and not self._ignores_padding(expression, value, batch)
+        )
         if any(size in lengths.values() for size in shape[1:]):
             self._say(
                 f"{_name(expression)} is computed in every epoch: two of its dimensions differ from batch to batch."
@@ -265,7 +308,8 @@ class Values:
         """Store the first values; or compare them with those that another run has kept."""
         if held.column is None:
             return
-        if self._missing(held, batch) is None and not self._is_close(self._take(held, batch), value.cpu()):
+        held.is_kept = self._missing(held, batch) is None
+        if held.is_kept and not self._is_close(self._take(held, batch), value.cpu()):
             self._give_up(held)
             self._say(
                 f"{_name(expression)} is computed in every epoch: the values that were kept are others."
@@ -407,55 +451,49 @@ class Values:
             other = self.held.get(each)
             if other is not None and isinstance(other.column, Column) and other.witness is None:
                 wanted[each] = other
-        pace = held.pace = held.pace or self._pace(expression, held, batch)
+        setting = held.setting or Setting(batch.size)
         random_state = capture_random_state()
-        blocks = torch.split(ids, _BLOCK)
+        blocks = torch.split(ids, max(_BLOCK, setting.chunk_size))
         with memory_kept():
             for block, roots in zip(blocks, batch.source.stream(blocks), strict=True):
                 _check_shapes(batch, roots)
-                self._compute(block, roots, wanted, pace, batch)
+                self._compute(block, roots, wanted, setting, batch)
         if has_moved(random_state):
             restore_random_state(random_state)
             batch.source.obstacle = (
                 f"reading some samples of {type(batch.source.dataset).__name__} draws random numbers"
             )
-        elif pace.is_settled and pace.seconds:
-            held.seconds = min(pace.seconds.values())
-            self._report.settings[_name(expression)] = str(pace.setting())
 
     def _compute(
-        self, ids: Tensor, roots: list[Tensor], wanted: dict[Expression, Held], pace: Pace, batch: Batch
+        self,
+        ids: Tensor,
+        roots: list[Tensor],
+        wanted: dict[Expression, Held],
+        setting: Setting,
+        batch: Batch,
     ) -> None:
         """Compute samples whose tensors are `roots`, in chunks, and store what comes out."""
-        setting = pace.setting()
+        coming = iter(torch.split(ids, setting.chunk_size))
 
-        def compute(rows: slice) -> None:
-            chunk = [each[rows] for each in roots]
+        def compute(chunk: list[Tensor]) -> None:
             # no_grad, not inference_mode: what a module caches in that, it could never use in training when it thaws.
-            evaluation = Evaluation(chunk, {}, size=len(ids[rows]), prepare=setting.prepare)
+            evaluation = Evaluation(chunk, {}, size=setting.chunk_size)
+            own = next(coming)  # without the copies that fill the chunk up
             for each, held in wanted.items():
                 if held.column is not None:
-                    self._put(each, held, batch, ids[rows], evaluation.value(each))
-                    self._report.num_computed += len(ids[rows]) if held.has_module else 0
+                    self._put(each, held, batch, own, evaluation.value(each)[: len(own)])
+                    self._report.num_computed += len(own) if held.has_module else 0
 
-        pace.run(setting, len(ids), compute)
+        setting.run(roots, compute)
 
-    def _pace(self, expression: Expression, held: Held, batch: Batch) -> Pace:
-        """Give the settings that may be tried: those whose values were checked against the plain computation."""
-        plain_size = max(batch.size, 1)
-        images = [
-            each for each in ancestry(expression) if isinstance(each, Root) and len(each.sample_shape) == 3
-        ]
-        is_worthwhile = held.has_module and held.seconds > 1e-4
-        formats = [False]
-        if images and is_worthwhile:
-            rows = torch.arange(min(_NUM_CHECKED, batch.size))
-            with _disable_current_modes():
-                plain = batch.part(rows).value(expression)
-                other = batch.part(rows, Setting(len(rows), channels_last=True).prepare).value(expression)
-            if self._is_close(other, plain):
-                formats.insert(0, True)
-        return Pace(plain_size, formats=tuple(formats), is_worthwhile=is_worthwhile)
+
+def _attempt(evaluation: Evaluation, expression: Expression) -> Tensor | None:
+    """Give a value, or `None` where it cannot be computed: a size of the first batch stands in its arguments."""
+    try:
+        with _disable_current_modes():  # who counts FLOPs counts the step, and no check
+            return evaluation.value(expression)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return None
 
 
 def _digests(held: Held, batch: Batch) -> Tensor:
