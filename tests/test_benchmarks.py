@@ -58,3 +58,25 @@ def test_frozen_flops_prints_that_a_real_freeze_costs_a_forward_pass_and_moves_n
     assert frozen[2:] == ["0", "of", "20"]
     assert norms_train[2:] == full[2:] == ["20", "of", "20"]
     assert float(frozen[0]) < float(norms_train[0]) < float(full[0])
+
+
+def test_reuse_prints_each_figure_beside_its_bar_and_trains_to_the_same_losses_as_plain_loops():
+    rows = rows_of("reuse.py")
+    bars = {
+        "photos, later epoch: headstart / plain loop on features": "at most 2x",
+        "photos, last stage trains, later epoch: headstart / that stage alone": "at most 1.25x",
+        "never useful, a step: reuse_frozen='auto' / False": "at most 1.02x",
+        "photos, memory above a plain run, values on disk": "at most 200 MB",
+        "photos, first pass an image: headstart / bare forward, inside memory_kept": "the limit",
+        "photos, first pass an image: headstart / bare forward, outside": "the limit",
+    }
+    for title, bar in bars.items():
+        *figures, _ = " ".join(row_about(title, rows)).partition(bar)
+        assert figures[1] == bar
+        assert len(figures[0].split()) >= 3
+    # The figures depend on how busy the machine is; the losses do not.
+    for title in ["photos, last epoch, plain loop", "last stage, last epoch, plain loop"]:
+        reference, own, difference, verdict, *_ = row_about(title, rows)
+        assert float(reference) == pytest.approx(float(own), abs=1e-4)
+        assert float(difference) <= 1e-4
+        assert verdict == "same"

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from headstart import seed_everything
 from headstart.data import ImageFolderData
 from headstart.errors import DataError, MisconfigurationError
+from headstart.loaders import set_epoch
 
 
 def to_tensor(image) -> torch.Tensor:
@@ -394,3 +396,58 @@ def test_solar_cell_photos_are_read_checked_and_split(tmp_path):
     inputs, _ = next(iter(data.train_dataloader()))
     assert inputs.shape == (8, 3, 300, 300)
     assert torch.equal(inputs[:, 0], inputs[:, 2])  # the photos are grey
+
+
+# ---- fixed views, while a backbone is frozen
+
+
+@pytest.fixture
+def cats_and_dogs(images):
+    images.add("cat", 10)
+    images.add("dog", 10)
+
+    def shade(image):
+        return torch.rand(1)
+
+    def plain(image):
+        return torch.zeros(1)
+
+    return ImageFolderData(images.root, train_transform=shade, eval_transform=plain, batch_size=4).prepare()
+
+
+def epochs_of(data, count):
+    """What each training image looks like in each epoch, by its number in the part."""
+    found = []
+    for epoch in range(count):
+        data.trainer = SimpleNamespace(current_epoch=epoch)
+        loader = data.train_dataloader()
+        set_epoch(loader, epoch)
+        found.append([float(loader.dataset[index][0]) for index in range(len(loader.dataset))])
+    return found
+
+
+def test_one_view_is_the_photo_as_it_is_until_the_epoch(cats_and_dogs):
+    cats_and_dogs.show_fixed_views(1, until_epoch=2)
+    first, second, third, fourth = epochs_of(cats_and_dogs, 4)
+    assert set(first) == set(second) == {0.0}
+    assert 0.0 not in third
+    assert third != fourth
+
+
+def test_views_take_turns_until_the_epoch_and_are_the_same_again(cats_and_dogs):
+    cats_and_dogs.show_fixed_views(2, until_epoch=4)
+    first, second, third, fourth, live = epochs_of(cats_and_dogs, 5)
+    assert first == third
+    assert second == fourth
+    assert first != second
+    assert live not in (first, second)
+
+
+def test_the_loaders_of_an_epoch_share_their_data_set(cats_and_dogs):
+    cats_and_dogs.show_fixed_views(2, until_epoch=4)
+    assert cats_and_dogs.train_dataloader().dataset is cats_and_dogs.train_dataloader().dataset
+
+
+def test_no_view_at_all_is_refused(cats_and_dogs):
+    with pytest.raises(MisconfigurationError, match="num_views is 0; expected 1 or more"):
+        cats_and_dogs.show_fixed_views(0, until_epoch=1)

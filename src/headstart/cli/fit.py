@@ -73,7 +73,7 @@ def _fit(request: Request) -> int:
         flush=True,
     )
 
-    reuse = _reuse(options)
+    reuse = _reuse(options, folder)
     record, was_interrupted = _train(model, data, options, folder, resume=request.resume, reuse=reuse)
     best_epoch = _restore_best(model, folder)
     if was_interrupted and not record.phases:
@@ -210,13 +210,13 @@ def _train(
     return record, interrupt.is_requested
 
 
-def _reuse(options: FitOptions) -> Reuse | Literal[False]:
+def _reuse(options: FitOptions, folder: RunFolder) -> Reuse | Literal[False]:
     """Give what computes frozen work once."""
     from headstart.deferred import Reuse
 
     if options.reuse_frozen == "off":
         return False
-    return Reuse(setting=options.reuse_frozen, directory=options.features)
+    return Reuse(setting=options.reuse_frozen, directory=options.features or folder.features)
 
 
 def _freezing(model: Classifier, options: FitOptions) -> list[Callback]:

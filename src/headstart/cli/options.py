@@ -50,7 +50,8 @@ class FitOptions:
             backbone makes of them is computed once.
         reuse_frozen: auto computes what is frozen once, at the machine's best pace; exact, in the training batches; off,
             in every epoch.
-        features: A folder in which the frozen backbone's outputs are kept, for other runs on the same data.
+        features: A folder in which the frozen backbone's outputs are kept, for other runs on the same data; without it they
+            are kept in RUN, for --resume.
         seed: Of the split, the head's first weights and the order of samples.
         num_workers: Processes that read samples; 0 reads them in this one.
         accelerator: auto, cpu, gpu, cuda or mps.

@@ -45,6 +45,11 @@ class RunFolder:
         """The curves."""
         return self.path / "logs" / "metrics.csv"
 
+    @property
+    def features(self) -> Path:
+        """What the frozen backbone made of the samples."""
+        return self.path / "features"
+
     def check(self, request: Request) -> None:
         """Refuse now, before any work, what `begin` could not do.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headstart.deferred.structure import leaves_of, map_structure
+from headstart.errors import MisconfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,6 +180,8 @@ class Evaluation:
         rows: The real row arguments of the calls that take some.
         size: The number of rows.
         known: Values that are known already.
+        dtype: The autocast format of modules that were called without one; `None` for none.
+        compiled: Run modules through `torch.compile`.
 
     Example:
         >>> images = Root(0, torch.ones(2, 3), is_ragged=False)
@@ -196,10 +199,14 @@ class Evaluation:
         *,
         size: int,
         known: dict[Expression, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
         self._roots = roots
         self._rows = rows
         self._size = size
+        self._dtype = dtype
+        self._compiled = compiled
         self.known: dict[Expression, Tensor] = {} if known is None else known
 
     def value(self, expression: Expression) -> Tensor:
@@ -218,11 +225,26 @@ class Evaluation:
     def run(self, call: Call) -> Any:
         """Call with real values, keep its tensors, and give what it gives."""
         args, kwargs = self.arguments(call)
+        if call.module is not None and not call.module.is_unchanged():
+            raise MisconfigurationError(
+                f"{call.name} has changed since it was called, and what it gave then is only now used, so that it was not "
+                "yet computed. Use it before the change, or set reuse_frozen=False (in a loop of your own: take the batches "
+                "from the loader itself)."
+            )
+        function, autocast = call.function, call.autocast
+        evaluating: AbstractContextManager[None] = nullcontext()
+        if call.module is not None:
+            evaluating = call.module.evaluating()
+            function = call.module.compiled if self._compiled else function
+            if autocast is None and self._dtype is not None:
+                autocast = (call.device.type, self._dtype)
         # What is deferred never asks for gradients, not even if it was called where others do.
-        with torch.no_grad(), autocast_again(call.autocast):
-            result = call.function(*args, **kwargs)
+        with torch.no_grad(), autocast_again(autocast), evaluating:
+            result = function(*args, **kwargs)
         if call.template is not None:
             tensors = [each for each in leaves_of(result) if isinstance(each, Tensor)]
+            if any(len(each) != self._size for each in tensors):
+                raise ValueError(f"{call.name} does not give a row for each of {self._size} samples")
             for output, tensor in zip(call.outputs, tensors, strict=True):
                 self.known[output] = tensor
         return result

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 # Results that may share memory with their input.
 _VIEWS = """
     __getitem__ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d bfloat16 bool byte chunk contiguous detach
-    double expand expand_as flatten float half int long movedim moveaxis narrow permute ravel reshape select split squeeze
-    swapaxes swapdims to transpose type_as unbind unflatten unsqueeze view view_as
+    double einsum expand expand_as flatten float half int long movedim moveaxis narrow permute pixel_shuffle
+    pixel_unshuffle ravel reshape select split squeeze swapaxes swapdims to transpose type_as unbind unflatten unfold
+    unsqueeze view view_as
 """
 _OTHERS = """
     __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __pow__ __rpow__ __neg__
@@ -29,12 +30,12 @@ _OTHERS = """
     __rmatmul__ __mod__ __floordiv__ __rfloordiv__ __abs__
     abs add amax amin argmax argmin avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool2d bitwise_and bitwise_not
     bitwise_or bmm cat celu clamp clamp_max clamp_min clip clone concat constant_pad_nd cos cosine_similarity cumsum div
-    divide einsum elu eq erf exp flip floor floor_divide fmod gather ge gelu glu gt hardsigmoid hardswish hardtanh
+    divide elu eq erf exp flip floor floor_divide fmod gather ge gelu glu gt hardsigmoid hardswish hardtanh
     index_select interpolate layer_norm le leaky_relu log log1p log_softmax logical_and logical_not logical_or
     logsigmoid logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum mean min minimum mish mul
-    multiply ne neg negative norm normalize pad pixel_shuffle pixel_unshuffle pow reciprocal relu relu6 remainder repeat
+    multiply ne neg negative norm normalize pad pow reciprocal relu relu6 remainder repeat
     repeat_interleave roll round rsqrt selu sigmoid sign silu sin softmax softplus softsign
-    sqrt square stack std sub subtract sum take_along_dim tanh tile tril triu true_divide unfold var where
+    sqrt square stack std sub subtract sum take_along_dim tanh tile tril triu true_divide var where
 """
 _OWNERS = (torch, torch.Tensor, functional)
 
@@ -56,6 +57,8 @@ DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
 )
 VIEWS = _functions(_VIEWS) | DROPOUTS
 PURE = VIEWS | _functions(_OTHERS)
+# Of these, the first argument need not be the tensor that is viewed.
+OF_SEVERAL = _functions("einsum")
 
 # In place, and the same out of place: recorded as the latter, with the tensor standing for the result from then on.
 _IN_PLACE = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,7 @@ from headstart.deferred.report import Report
 from headstart.deferred.source import Source, index_loader, is_foreseeable
 from headstart.deferred.store import Store
 from headstart.deferred.structure import map_structure
-from headstart.deferred.tensor import Batch, Deferred, UnrecordableError, call_module
+from headstart.deferred.tensor import Batch, Deferred, UnrecordableError, call_module, real_values
 from headstart.deferred.values import Values
 from headstart.errors import MisconfigurationError
 
@@ -63,6 +64,9 @@ class Reuse:
         directory_limit: Bytes in `directory`, beyond which what was used longest ago is deleted; `None` is 20 GB.
         tolerance: Largest difference from the plain computation that is accepted, as a share of the largest value, in
             float32 and float64; coarser formats are given 2e-2.
+        dtype: In `"auto"`, run frozen modules that were called without autocast in this autocast format, such as
+            `torch.bfloat16`; the values are stored in their own. `None` runs them as they are.
+        compiled: In `"auto"`, run frozen modules through `torch.compile`.
         min_gain: Values are stored where computing them takes at least this many times as long as reading them.
         say: Takes lines for the user; `None` prints them on standard error.
 
@@ -92,12 +96,19 @@ class Reuse:
         disk_limit: int | None = None,
         directory_limit: int | None = None,
         tolerance: float = 1e-5,
+        dtype: torch.dtype | None = None,
+        compiled: bool = False,
         min_gain: float = 1.0,
         say: Callable[[str], None] | None = None,
     ) -> None:
         if setting not in {"auto", "exact"}:
             raise MisconfigurationError(f"setting is {setting!r}; expected 'auto' or 'exact'.")
+        if setting == "exact" and (dtype is not None or compiled):
+            raise MisconfigurationError(
+                f"setting='exact' computes as the plain loop does; dtype={dtype} and compiled={compiled} are for 'auto'."
+            )
         self.setting = setting
+        self._how = f"{setting} {dtype} {'compiled' if compiled else ''}"
         self._say = say
         self._report = Report()
         self._store = Store(
@@ -115,6 +126,8 @@ class Reuse:
             is_exact=setting == "exact",
             tolerance=tolerance,
             min_gain=min_gain,
+            dtype=dtype,
+            compiled=compiled,
             report=self._report,
             say=self.say,
         )
@@ -122,12 +135,13 @@ class Reuse:
         self._names: dict[int, str] = {}
         self._modules: dict[nn.Module, FrozenModule] = {}
         self._unfit: dict[nn.Module, bool] = {}  # modules that are no concern of ours, in which grad mode
+        self._num_in_vain: Counter[nn.Module] = Counter()  # changes in a row before a value was looked up
         self._moving: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._told: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # and all in them: one line is enough
         self._sources: list[Source] = []
         self._trains = False  # whether the loop that runs computes gradients
-        self._useless: dict[
-            bool, Any
-        ] = {}  # what was to train when nothing was deferred: training, evaluating
+        # What was to train when nothing was deferred, while training and while evaluating.
+        self._useless: dict[bool, Any] = {}
         if model is not None:
             self.watch(model)
 
@@ -151,9 +165,11 @@ class Reuse:
         if source is None:
             yield from loader
             return
-        with self.active():
-            yield from self._deferred(loader, source, trains=trains)
-        self._store.save()
+        try:
+            with self.active():
+                yield from self._deferred(loader, source, trains=trains)
+        finally:  # also where the last batches are not asked for
+            self._store.save()
 
     def loader(self, loader: Any) -> ReusedLoader:
         """Give `loader` as one whose batches are deferred in every pass: for a trainer that takes a loader."""
@@ -162,7 +178,7 @@ class Reuse:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Let calls of frozen modules be recorded while the block runs; `batches` does this itself."""
-        with modules.calls_intercepted(call_module):
+        with modules.calls_intercepted(call_module, real_values):
             yield
 
     def refresh(self) -> None:
@@ -220,8 +236,11 @@ class Reuse:
         """Give the record of a module whose calls are deferred; `None` for any other."""
         computes_gradients = torch.is_grad_enabled()
         frozen = self._modules.get(module)
+        if frozen is not None and not frozen.is_unchanged():
+            frozen = self._renew(frozen)
         if frozen is not None:
-            return frozen if frozen.is_frozen or not computes_gradients else None
+            is_meant = frozen.is_frozen or not computes_gradients
+            return frozen if is_meant and self._can_be_deferred(frozen) else None
         if self._unfit.get(module) == computes_gradients or module in self._moving:
             return None
         found = None
@@ -233,18 +252,23 @@ class Reuse:
         is_made = not any(map(is_lazy, parameters))
         if is_made and (is_frozen or (parameters and is_meant)):
             found = FrozenModule(module, self._names.get(id(module)) or type(module).__name__)
-            if found.obstacle:
-                if is_frozen:
-                    self.say(f"The work of {found.name} is done in every epoch: {found.obstacle}.")
-                found = None
-        if found is None:
+        if found is None or not self._can_be_deferred(found):
             self._unfit[module] = computes_gradients
-        else:
-            self._modules[module] = found
+            return None
+        self._modules[module] = found
         return found
 
+    def _can_be_deferred(self, frozen: FrozenModule) -> bool:
+        """Whether a call can be deferred now; of several obstacles one inside the other, the outermost is named."""
+        if frozen.is_evaluating():
+            return True
+        if frozen.is_frozen and frozen.module not in self._told and (obstacle := frozen.obstacle()):
+            self.say(f"The work of {frozen.name} is done in every epoch: {obstacle}.")
+            self._told.update(frozen.module.modules())
+        return False
+
     def _key_of(self, expression: Expression, batch: Batch) -> str:
-        key = portable_key(expression, batch.source, setting=self.setting) if self._is_kept else None
+        key = portable_key(expression, batch.source, setting=self._how) if self._is_kept else None
         return key or f"~{id(expression)}"
 
     # ---- batches
@@ -270,39 +294,50 @@ class Reuse:
         return None
 
     def _deferred(self, loader: Any, source: Source, *, trains: bool) -> Iterator[Any]:
-        order = (source.ids_of(each) for each in index_loader(loader))
-        coming: list[Tensor] = []
+        order = index_loader(loader, first=loader not in source.read_before)
+        source.read_before.add(loader)
+        coming: list[list[Any]] = []
+
+        def have(count: int) -> bool:
+            while len(coming) < count and (indices := next(order, None)) is not None:
+                coming.append(list(indices))
+            return bool(coming)
 
         def ahead(count: int) -> list[Tensor]:
-            while len(coming) < count and (ids := next(order, None)) is not None:
-                coming.append(ids)
-            return coming[:count]
+            have(count)
+            return [ids for indices in coming[:count] if (ids := source.ids_of(indices)) is not None]
 
         foresees = self.setting == "auto" and is_foreseeable(loader)
+        # As far as the workers of the loader would be ahead: a sampler may draw from the generator that training uses.
+        in_flight = loader.num_workers * (loader.prefetch_factor or 0)
         reach = 1
-        while ahead(1):
+        while have(1 + in_flight):
             self._trains = trains  # between two training batches, others may have been evaluated
-            for each in list(self._modules.values()):
-                if not each.is_unchanged():
-                    self._renew(each)
-            batch = Batch(
-                coming.pop(0), reuse=self, source=source, ahead=ahead if foresees else None, reach=reach
-            )
+            ids = source.ids_of(coming[0])
+            if ids is None:
+                self.say(
+                    f"Frozen work is done in every epoch: the sampler gives {coming[0]!r:.80}, and samples are known by "
+                    f"whole numbers from 0 to {len(source.dataset) - 1}; use a sampler of such numbers."
+                )
+                break
+            del coming[0]
+            batch = Batch(ids, reuse=self, source=source, ahead=ahead if foresees else None, reach=reach)
             yield _handed_out(batch)
             reach = min(2 * reach, _FURTHEST)
             source.targets = list(batch.forced)
-            if batch.forced and not batch.num_recorded:
-                self._useless[trains] = self._what_trains()
-                break
             if source.obstacle:
                 self.say(f"Frozen work is done in every epoch: {source.obstacle}.")
                 self._forget_values(source)
                 break
+            if batch.forced and not batch.num_recorded:
+                self._useless[trains] = self._what_trains()
+                break
         # Where nothing is deferred, the rest of the epoch is read as the loader would.
+        rest = _emptied(coming, have)
         if source.num_workers:
-            yield from source.read_all(ahead(sys.maxsize))
-        while ahead(1):
-            yield source.collated(coming.pop(0))
+            yield from source.read_all(list(rest))
+        else:
+            yield from map(source.read, rest)
 
     # ---- what changes
 
@@ -316,24 +351,28 @@ class Reuse:
         found = self._useless.get(self._trains)
         return found is not None and found == self._what_trains()
 
-    def _renew(self, frozen: FrozenModule) -> None:
-        """A module has changed: what was computed with it is another module's work."""
+    def _renew(self, frozen: FrozenModule) -> FrozenModule | None:
+        """A module has changed: what was computed with it is another module's work. Give its new record, if it has one."""
 
         def is_gone(call: Call) -> bool:
             return call.module is frozen
 
+        module = frozen.module
         gone = expressions_from(self._values.held, is_gone)
         in_vain = not any(self._values.held[each].is_used for each in gone)
-        frozen.num_in_vain = frozen.num_in_vain + 1 if gone and in_vain else 0
-        was_meant_so = frozen.is_frozen
-        frozen.renew()
+        self._num_in_vain[module] = self._num_in_vain[module] + 1 if in_vain else 0
         self._values.drop(gone)
         self._recorder.forget(is_gone)
-        if not frozen.is_frozen or frozen.obstacle or frozen.num_in_vain > 1:
-            del self._modules[frozen.module]
-        if frozen.num_in_vain > 1 or not (was_meant_so or frozen.is_frozen):
-            self._moving.add(frozen.module)
-            self.say(f"The work of {frozen.name} is done in every epoch: its weights keep changing.")
+        del self._modules[module]
+        new = FrozenModule(module, frozen.name)
+        if self._num_in_vain[module] > 1 or not (frozen.is_frozen or new.is_frozen):
+            self._moving.add(module)
+            self.say(f"The work of {frozen.name} is done in every epoch: it keeps changing.")
+            return None
+        if not new.is_frozen:
+            return None
+        self._modules[module] = new
+        return new
 
     def _forget_source(self, source: Source) -> None:
         self._sources.remove(source)
@@ -343,6 +382,11 @@ class Reuse:
         roots = set(source.roots)
         self._values.drop([each for each in self._values.held if not roots.isdisjoint(ancestry(each))])
         self._recorder.forget(lambda call: not roots.isdisjoint(call.inputs))
+
+
+def _emptied(coming: list[list[Any]], have: Callable[[int], bool]) -> Iterator[list[Any]]:
+    while have(1):
+        yield coming.pop(0)
 
 
 def _handed_out(batch: Batch) -> Any:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import operator
+import pickle
+import random
+import types
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -23,6 +30,7 @@ from headstart.deferred.fingerprint import signature
 from headstart.deferred.graph import Expression, Root
 from headstart.deferred.structure import leaves_of, map_structure
 from headstart.deferred.views import Views
+from headstart.errors import MisconfigurationError
 from headstart.seed import capture_random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -30,6 +38,13 @@ if TYPE_CHECKING:
 
 # Samplers that draw all their randomness when an epoch begins, so that looking ahead changes nothing.
 _FORESEEABLE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+# How deep, and in containers of how many elements, the generators of a data set are looked for.
+_DEEPEST, _LONGEST = 4, 100
+
+
+_REMEDY = "use a transform without randomness, or headstart.deferred.Views for a fixed number of views"
 
 
 class Indices(Dataset[int]):
@@ -42,8 +57,6 @@ class Indices(Dataset[int]):
         return self._length
 
     def __getitem__(self, index: int) -> int:
-        if type(index) is not int:
-            raise TypeError(f"a sampler gave {index!r}; samples are known by whole numbers")
         return index
 
 
@@ -63,16 +76,18 @@ class Source:
         self.template: Any = None
         self.targets: list[Expression] = []
         self.content: str | None = None
+        self.read_before: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders
         self.dataset = getattr(loader, "dataset", loader)
         self.collate: Any = getattr(loader, "collate_fn", None)
         self.obstacle = _obstacle_of(loader)
         if self.obstacle:
             return
         self.num_workers: int = loader.num_workers
-        self.signature = signature(self.contents())
+        self._worker_init_fn = loader.worker_init_fn
         views = self.dataset if isinstance(self.dataset, Views) else None
         self.num_ids: int = len(self.dataset) if views is None else views.num_ids
         self.obstacle = self._probe()
+        self.signature = signature(self.contents())
 
     def contents(self) -> Any:
         """Give all that a sample depends on, beside its id."""
@@ -91,9 +106,18 @@ class Source:
             and getattr(loader, "collate_fn", None) is self.collate
         )
 
-    def ids_of(self, indices: Sequence[int]) -> Tensor:
-        """Give the ids of samples, int64: in a data set of views, those of the current view."""
-        ids = torch.tensor(indices, dtype=torch.int64)
+    def ids_of(self, indices: Sequence[Any]) -> Tensor | None:
+        """Give the ids of samples, int64: in a data set of views, those of the current view.
+
+        `None` where one is no number of a sample, such as a pair of a number and a size.
+        """
+        try:
+            numbers = [operator.index(each) for each in indices]
+        except TypeError:
+            return None
+        if not numbers or min(numbers) < 0 or max(numbers) >= len(self.dataset):
+            return None
+        ids = torch.tensor(numbers, dtype=torch.int64)
         if isinstance(self.dataset, Views):
             return ids * self.dataset.num_views + self.dataset.id_of(0)
         return ids
@@ -111,6 +135,18 @@ class Source:
         collate: Callable[[list[Any]], Any] = self.collate
         return collate(self._items(ids.tolist()))
 
+    def call_random(self) -> None:
+        """Take down that the samples were found to be random after all."""
+        self.obstacle = (
+            f"reading some samples of {type(self.dataset).__name__} draws random numbers; {_REMEDY}"
+        )
+
+    def read(self, indices: list[Any]) -> Any:
+        """Give a batch as the loader does, whatever its sampler takes for an index."""
+        if getattr(self.dataset, "__getitems__", None):
+            return self.collate(self.dataset.__getitems__(indices))
+        return self.collate([self.dataset[each] for each in indices])
+
     def lengths(self, ids: Tensor) -> list[int]:
         """Give the length of each sample: that of its ragged tensors when it is collated alone."""
         ragged = [root.index for root in self.roots if root.is_ragged]
@@ -120,24 +156,36 @@ class Source:
         ]
 
     def _items(self, ids: list[int]) -> list[Any]:
-        if hasattr(self.dataset, "__getitems__"):
+        if getattr(self.dataset, "__getitems__", None):
             return cast("list[Any]", self.dataset.__getitems__(ids))
         dataset = _ById(self.dataset)
         return [dataset[each] for each in ids]
 
     def _tensors(self, batch: Any) -> list[Tensor]:
         tensors = [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
-        if len(tensors) != len(self.roots):
-            raise ValueError(
-                f"A batch has {len(tensors)} tensors, and the first had {len(self.roots)}. Batches that differ in their "
-                "parts cannot be deferred: set reuse_frozen=False."
+        name = type(self.dataset).__name__
+        if _outline(batch) != self._outline:
+            raise MisconfigurationError(
+                f"A batch of {name} is built of {_one_line(_outline(batch))}, and the first was of "
+                f"{_one_line(self._outline)}. Batches that differ in their parts cannot be deferred: set "
+                "reuse_frozen=False."
             )
+        for root, tensor in zip(self.roots, tensors, strict=True):
+            if tensor.dtype != root.dtype or not (
+                root.is_ragged or tuple(tensor.shape[1:]) == root.sample_shape
+            ):
+                raise MisconfigurationError(
+                    f"A sample of {name} has the shape {tuple(tensor.shape[1:])} and holds {tensor.dtype}, and the first had "
+                    f"{root.sample_shape} and {root.dtype}. Samples of different shapes cannot be deferred: set "
+                    "reuse_frozen=False."
+                )
         return tensors
 
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Give the tensors of each chunk of samples; the next is read while the last is used."""
         if self.num_workers and len(chunks) > self.num_workers:
-            yield from map(self._tensors, self.read_all(chunks))
+            batches = self.read_all([each.tolist() for each in chunks], by_id=True)
+            yield from map(self._tensors, batches)
             return
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="headstart-reader") as pool:
             coming = pool.submit(self.fetch, chunks[0]) if chunks else None
@@ -147,41 +195,48 @@ class Source:
                 coming = None if following is None else pool.submit(self.fetch, following)
                 yield tensors
 
-    def read_all(self, batches: Sequence[Tensor]) -> Iterator[Any]:
+    def read_all(self, batches: list[list[Any]], *, by_id: bool = False) -> Iterator[Any]:
         """Give batches as the loader would, read by as many processes."""
         yield from DataLoader(
-            _ById(self.dataset),
-            batch_sampler=[each.tolist() for each in batches],
+            _ById(self.dataset) if by_id else self.dataset,
+            batch_sampler=batches,
             num_workers=self.num_workers,
+            worker_init_fn=self._worker_init_fn,
             collate_fn=self.collate,
             generator=torch.Generator(),  # the global one is the training's
         )
 
     def _probe(self) -> str:
-        """Fetch a few samples twice, and say what stands in the way; the random state is as it was afterwards."""
+        """Fetch a few samples twice, and say what stands in the way; all random state is as it was afterwards."""
         length = len(self.dataset)
         if length == 0:
             return "the data set is empty"
         # Two that lie far apart, so that a constant in place of a sample's own value shows.
         ids = self.ids_of(sorted({0, length // 2}))
-        before = capture_random_state()
+        assert ids is not None
+        before, own = capture_random_state(), _OwnState(self.contents())
         try:
             first = self.collated(ids)
-            touched = not _equal(before, capture_random_state())
+            touched = own.has_moved() or has_moved(before)
             restore_random_state(before)
             torch.rand(1)  # from another state: what depends on it differs
             second = self.collated(ids)
+        except Exception as error:  # noqa: BLE001 (the loader itself will raise it, if it is the program's mistake)
+            return f"reading samples {ids.tolist()} outside of the loader raises {type(error).__name__}: {_one_line(error)}"
         finally:
             restore_random_state(before)
+            own.restore()
         name = type(self.dataset).__name__
         transform = getattr(self.dataset, "transform", None)
         culprit = name if transform is None else f"{name}, transform {_one_line(transform)}"
-        remedy = "use a transform without randomness, or headstart.deferred.Views for a fixed number of views"
         if touched:
-            return f"reading a sample draws random numbers ({culprit}); {remedy}"
+            return f"reading a sample draws random numbers ({culprit}); {_REMEDY}"
         if not _equal(first, second):
-            return f"reading a sample twice gives two different ones ({culprit}); {remedy}"
-        return self._describe(first, len(ids))
+            return f"reading a sample twice gives two different ones ({culprit}); {_REMEDY}"
+        try:
+            return self._describe(first, len(ids))
+        except Exception:  # noqa: BLE001 (a container of the program's own is built in its own way)
+            return f"a batch is a {type(first).__name__}, which cannot be built anew; use a dictionary, a tuple or a list"
 
     def _describe(self, batch: Any, size: int) -> str:
         """Take down how a batch is built."""
@@ -191,7 +246,7 @@ class Source:
         def root(leaf: Any) -> Any:
             nonlocal problem
             if not isinstance(leaf, Tensor):
-                if not (leaf is None or isinstance(leaf, bool | int | float)):
+                if leaf is not None:
                     problem = problem or (
                         f"a batch holds {type(leaf).__name__} ({_one_line(leaf)}), and only tensors can be deferred; "
                         "leave it out of the samples"
@@ -206,6 +261,7 @@ class Source:
             return self.roots[-1]
 
         self.template = map_structure(batch, root)
+        self._outline = _outline(batch)
         return problem or ("" if self.roots else "a batch holds no tensors")
 
 
@@ -219,22 +275,91 @@ class _ById(Dataset[Any]):
         return self._dataset.get(index) if isinstance(self._dataset, Views) else self._dataset[index]
 
 
-def index_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Give a loader of sample numbers that draws the same random numbers, in the same order, as `loader` does.
+def _outline(batch: Any) -> Any:
+    """How a batch is built: its keys, and what is a tensor in it."""
+    return map_structure(batch, lambda leaf: "tensor" if isinstance(leaf, Tensor) else leaf)
+
+
+class _OwnState:
+    """The attributes of a data set and its transforms, with the random generators among them, before they are used."""
+
+    def __init__(self, value: Any) -> None:
+        self._generators: list[tuple[Any, Any]] = []
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._seen: set[int] = set()
+        self._visit(value, depth=0)
+
+    def _visit(self, value: Any, *, depth: int) -> None:
+        if id(value) in self._seen or depth > _DEEPEST:
+            return
+        self._seen.add(id(value))
+        if _generator_state(value) is not None:
+            self._generators.append((value, copy.deepcopy(_generator_state(value))))
+        elif isinstance(value, tuple | list | dict):
+            if len(value) <= _LONGEST:
+                for each in value.values() if isinstance(value, dict) else value:
+                    self._visit(each, depth=depth + 1)
+        elif hasattr(value, "__dict__") and not isinstance(value, type | Tensor | types.ModuleType):
+            self._attributes.append((vars(value), dict(vars(value))))
+            for each in list(vars(value).values()):
+                self._visit(each, depth=depth + 1)
+
+    def has_moved(self) -> bool:
+        """Whether a number was drawn from a generator of its own."""
+        return any(
+            pickle.dumps(_generator_state(each)) != pickle.dumps(state) for each, state in self._generators
+        )
+
+    def restore(self) -> None:
+        """Put everything back that is no content of a container."""
+        for each, before in self._attributes:
+            each.update(before)
+        for generator, state in self._generators:
+            if isinstance(generator, torch.Generator):
+                generator.set_state(state)
+            elif isinstance(generator, random.Random):
+                generator.setstate(state)
+            elif isinstance(generator, np.random.RandomState):
+                generator.set_state(state)
+            else:
+                generator.bit_generator.state = state
+
+
+def _generator_state(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(legacy=False)
+    return value.bit_generator.state if isinstance(value, np.random.Generator) else None
+
+
+def index_loader(loader: DataLoader[Any], *, first: bool = True) -> Iterator[list[Any]]:
+    """Give the sample numbers of each batch, drawing the same random numbers, in the same order, as `loader` does.
+
+    Args:
+        loader: It is left alone.
+        first: Whether it was not gone through before; workers that persist get no new seed.
 
     Example:
         >>> list(index_loader(DataLoader([10, 20, 30], batch_size=2)))
         [[0, 1], [2]]
     """
-    return DataLoader(
-        Indices(len(cast("Any", loader.dataset))),
-        batch_sampler=loader.batch_sampler,
-        collate_fn=_as_they_are,
-        generator=loader.generator,
+    assert loader.batch_sampler is not None
+    if loader.persistent_workers and not first:
+        return iter(cast("Any", loader.batch_sampler))
+    return iter(
+        DataLoader(
+            Indices(len(cast("Any", loader.dataset))),
+            batch_sampler=loader.batch_sampler,
+            collate_fn=_as_they_are,
+            generator=loader.generator,
+        )
     )
 
 
-def _as_they_are(indices: list[int]) -> list[int]:
+def _as_they_are(indices: list[Any]) -> list[Any]:
     return indices
 
 
@@ -254,6 +379,11 @@ def _obstacle_of(loader: Any) -> str:
     if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
         return f"{type(loader.dataset).__name__} has no length or no index"
     return ""
+
+
+def has_moved(random_state: dict[str, Any]) -> bool:
+    """Whether a random number was drawn since `random_state` was captured."""
+    return not _equal(random_state, capture_random_state())
 
 
 def _equal(first: Any, second: Any) -> bool:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverloadPacket
 
 from headstart.deferred import modules, pure
 from headstart.deferred.graph import Call, Evaluation, Expression, Output
+from headstart.deferred.source import Source, has_moved
 from headstart.deferred.structure import leaves_of, map_structure
+from headstart.seed import capture_random_state
 
 if TYPE_CHECKING:
     from headstart.deferred.reuse import Reuse
@@ -46,7 +49,7 @@ class Batch:
         ids: Tensor,
         *,
         reuse: Reuse,
-        source: Any,
+        source: Source,
         ahead: Callable[[int], list[Tensor]] | None = None,
         reach: int = 0,
     ) -> None:
@@ -66,7 +69,10 @@ class Batch:
     def roots(self) -> list[Tensor]:
         """Give the batch's real tensors, fetched and collated as the loader would."""
         if self._roots is None:
+            random_state = capture_random_state()
             self._roots = self.source.fetch(self.ids)
+            if has_moved(random_state):  # as in the loader itself, so that they stay drawn
+                self.source.call_random()
         return self._roots
 
     def digest_of_rows(self, calls: Sequence[Call]) -> Tensor:
@@ -194,21 +200,26 @@ class Deferred(Tensor):
         if func in pure.METADATA or func in pure.LIKE:
             return func(*map_structure(args, _stand_in), **map_structure(kwargs, _stand_in))
         if func in pure.IN_PLACE and args[0] is pending and _is_alone(pending):
-            return _rebound(pending, _record(pure.IN_PLACE[func], args, kwargs))
-        if func in pure.PURE and "out" not in kwargs:
+            return _changed(pending, func, args, kwargs, recorded=(pure.IN_PLACE[func], args, kwargs))
+        if func in pure.PURE and kwargs.get("out") is None:
             if pure.flag(func, "inplace", args, kwargs):
                 if args and args[0] is pending and _is_alone(pending):
-                    return _rebound(pending, _record(func, *pure.without_flag(func, "inplace", args, kwargs)))
+                    recorded = (func, *pure.without_flag(func, "inplace", args, kwargs))
+                    return _changed(pending, func, args, kwargs, recorded=recorded)
             elif not (func in pure.DROPOUTS and pure.flag(func, "training", args, kwargs)):
                 return _record(func, args, kwargs, family=pending.family if func in pure.VIEWS else None)
         return _run(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override] # torch calls it so
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         # What reaches the dispatcher came past __torch_function__: an operation below Python.
-        return func(*map_structure(args, _real), **map_structure(kwargs or {}, _real))
+        kwargs = kwargs or {}
+        if _may_alias(func):
+            for each in list(_pending(args, kwargs)):
+                _make_real(each)
+        return func(*map_structure(args, _real), **map_structure(kwargs, _real))
 
 
 def _pending(*values: Any) -> Iterator[Deferred]:
@@ -270,12 +281,23 @@ def _moved(
     return tensor
 
 
-def _rebound(tensor: Deferred, result: Any) -> Deferred:
-    """Let `tensor` stand for `result` from now on: it was changed in place."""
-    if type(result) is Deferred:
-        tensor.expression = result.expression
-    else:
-        tensor.own = result
+def _changed(
+    tensor: Deferred,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    recorded: Any,
+) -> Any:
+    """Change a tensor in place: let it stand for what the same out of place gives, where that can be recorded."""
+    try:
+        result = tensor.batch.reuse.record(tensor.batch, *recorded)
+    except UnrecordableError:
+        return _run(function, args, kwargs)
+    # In place, neither shape nor number format changes, and torch says so or rounds.
+    if type(result) is not Deferred or (result.dtype, result.shape) != (tensor.dtype, tensor.shape):
+        return _run(function, args, kwargs)
+    tensor.expression = result.expression
     return tensor
 
 
@@ -284,31 +306,57 @@ def _is_alone(tensor: Deferred) -> bool:
     return all(each() is None or each() is tensor for each in tensor.family)
 
 
-_MUTATING = """
-    __setitem__ __set__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__
-"""
+_MUTATING = frozenset(
+    {"__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__",
+     "__ipow__", "__iand__", "__ior__", "__ixor__"}
+)  # fmt: skip
+# They give a way to the memory itself.
+_MEMORY = frozenset(
+    {"numpy", "__array__", "data_ptr", "storage", "untyped_storage", "__dlpack__", "_typed_storage"}
+)
+_FOR_GRADIENTS = frozenset({Tensor.requires_grad_, Tensor.requires_grad.__set__})  # type: ignore[attr-defined]
 
 
 def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a function on real values, as plain PyTorch would: changes in place, and views, included."""
-    name = getattr(function, "__name__", "")
-    changes = name in _MUTATING.split() or (name.endswith("_") and not name.endswith("__"))
-    changes = changes or pure.flag(function, "inplace", args, kwargs)
-    changed = args[0] if changes and args and type(args[0]) is Deferred else None
-    for each in _pending(changed, kwargs.get("out")):
-        _make_real(each)
     pending = list(_pending(args, kwargs))
+    name = getattr(function, "__name__", "")
+    changes = name in _MUTATING or (name.endswith("_") and not name.endswith("__"))
+    changes = changes or pure.flag(function, "inplace", args, kwargs)
+    for each in (
+        pending
+        if name in _MEMORY or _may_alias(function)
+        else [*_pending(args[:1] if changes else ()), *_pending(kwargs.get("out"))]
+    ):
+        _make_real(each)
+    if function in _FOR_GRADIENTS and pending:
+        pending[0].batch.reuse.say(
+            "Gradients with respect to a batch, or to what frozen parts make of it, are asked for (requires_grad): where "
+            "that is, frozen work is done in every epoch; set reuse_frozen=False if every step does so."
+        )
     result = function(*map_structure(args, _real), **map_structure(kwargs, _real))
-    if changed is not None and result is changed.own:
-        return changed
-    for each in pending:
-        value = each.batch.forced.get(each.expression)
-        if value is not None and any(_share_memory(value, leaf) for leaf in leaves_of(result)):
-            # A change of the view is a change of this tensor, and of no other.
-            each.batch.forced.pop(each.expression)
-            each.batch.known.pop(each.expression, None)
-            each.own = value
-    return result
+    if changes and args and type(args[0]) is Deferred and result is args[0].own:
+        return args[0]
+    viewed = [each for each in pending if each.own is None and _is_seen_through(each, result)]
+    if not viewed:
+        return result
+    # A change of the view is a change of this tensor, and of no other.
+    for each in viewed:
+        _make_real(each)
+    return function(*map_structure(args, _real), **map_structure(kwargs, _real))
+
+
+def _may_alias(function: Any) -> bool:
+    """Whether an operation of the dispatcher gives views of its arguments, or changes them."""
+    if isinstance(function, OpOverloadPacket):
+        return any(map(_may_alias, (getattr(function, name) for name in function.overloads())))  # type: ignore[no-untyped-call]
+    schema = getattr(function, "_schema", None)
+    return schema is not None and any(each.alias_info is not None for each in schema.arguments)
+
+
+def _is_seen_through(tensor: Deferred, result: Any) -> bool:
+    value = tensor.batch.forced.get(tensor.expression)
+    return value is not None and any(_share_memory(value, leaf) for leaf in leaves_of(result))
 
 
 def _share_memory(value: Tensor, leaf: Any) -> bool:

@@ -15,8 +15,7 @@ from headstart.allocator import memory_kept
 from headstart.deferred.columns import Column, RaggedColumn
 from headstart.deferred.first_pass import Setting, fastest
 from headstart.deferred.graph import Call, Evaluation, Expression, Output, Root, ancestry
-from headstart.deferred.recorder import has_moved
-from headstart.errors import MisconfigurationError
+from headstart.deferred.source import has_moved
 from headstart.seed import capture_random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ class Held:
         flops: Floating-point operations of computing a sample.
         is_used: Whether a value was ever looked up.
         setting: How it is computed, ahead of the training step.
+        is_fast: Whether it may be computed in another number format or compiled, as the user asked.
         is_kept: Whether its values come from another run.
     """
 
@@ -69,6 +69,7 @@ class Held:
     flops: int = 0
     is_used: bool = False
     setting: Setting | None = None
+    is_fast: bool = False
     is_kept: bool = False
 
 
@@ -81,6 +82,8 @@ class Values:
         is_exact: Compute in the user's own batches only.
         tolerance: See `Reuse`.
         min_gain: See `Reuse`.
+        dtype: See `Reuse`.
+        compiled: See `Reuse`.
         report: What was computed and looked up is counted there.
         say: Tells the user something, once.
     """
@@ -93,6 +96,8 @@ class Values:
         is_exact: bool,
         tolerance: float,
         min_gain: float,
+        dtype: torch.dtype | None,
+        compiled: bool,
         report: Report,
         say: Callable[[str], None],
     ) -> None:
@@ -102,6 +107,8 @@ class Values:
         self._is_exact = is_exact
         self._tolerance = tolerance
         self._min_gain = min_gain
+        self._dtype = dtype
+        self._compiled = compiled
         self._report = report
         self._say = say
         self._shapes: dict[tuple[Expression, tuple[torch.Size, ...]], torch.Size] = {}
@@ -136,7 +143,7 @@ class Values:
                 value = self._looked_up(expression, held, batch)
             if value is None:
                 value = self._computed(expression, held, batch)
-        batch.forced[expression] = value
+        batch.forced[expression] = batch.known[expression] = value
         return value
 
     def drop(self, expressions: list[Expression]) -> None:
@@ -192,7 +199,7 @@ class Values:
             and not self._is_exact
         ):
             self._settle(expression, held, value, batch)
-            value = self._take(held, batch)
+            value = value if held.column is None else self._take(held, batch)
         elif held.has_module:
             self._report.num_computed += batch.size
         return value
@@ -209,17 +216,25 @@ class Values:
                 found: list[Tensor] = []
                 seconds = setting.run(
                     roots,
-                    lambda chunk: found.append(
-                        Evaluation(chunk, {}, size=setting.chunk_size).value(expression)
-                    ),
+                    lambda chunk: found.append(self._ahead(chunk, held).value(expression)),
                 )
                 return torch.cat(found)[: len(roots[0])], seconds
 
+            def is_close(values: Tensor) -> bool:
+                coarse = held.is_fast and self._dtype is not None
+                return self._is_close(values.to(plain.dtype), plain[:_BLOCK], coarse=coarse)
+
             with memory_kept(), _disable_current_modes():
+                held.is_fast = self._dtype is not None or self._compiled
+                if held.is_fast and not is_close(run(Setting(len(roots[0])))[0]):
+                    held.is_fast = False
+                    self._say(
+                        f"{_name(expression)} is computed as it was called: compiled or in {self._dtype} it differs too much."
+                    )
                 held.setting, held.seconds = fastest(
                     len(roots[0]),
                     run,
-                    lambda values: self._is_close(values, plain[:_BLOCK]),
+                    is_close,
                     formats=(False, True) if images else (False,),
                 )
             self._report.settings[_name(expression)] = str(held.setting)
@@ -230,11 +245,23 @@ class Values:
         else:
             self._compute(batch.ids, batch.roots(), {expression: held}, held.setting, batch)
 
+    def _ahead(self, chunk: list[Tensor], held: Held) -> Evaluation:
+        """Give the computation of a chunk ahead of the training step, as fast as the user allows."""
+        dtype, compiled = (self._dtype, self._compiled) if held.is_fast else (None, False)
+        return Evaluation(chunk, {}, size=len(chunk[0]), dtype=dtype, compiled=compiled)
+
     def _keeps_samples_apart(self, expression: Expression, value: Tensor, batch: Batch) -> bool:
-        """Whether every second sample, computed without those between them, gives the same."""
-        rows = torch.arange(0, batch.size, 2)
-        alone = _attempt(batch.part(rows), expression)
-        return alone is not None and self._is_close(alone, value[rows.to(value.device)])
+        """Whether each half of the batch, in another order and one of them twice, gives the same for each sample.
+
+        Both halves, for one sample may decide what the others become (the largest of all, say).
+        """
+        order = torch.randperm(batch.size, generator=torch.Generator().manual_seed(batch.size))
+        for half in (order[: batch.size // 2], order[batch.size // 2 :]):
+            rows = torch.cat([half, half[:1]])
+            alone = _attempt(batch.part(rows), expression)
+            if alone is None or not self._is_close(alone, value[rows.to(value.device)]):
+                return False
+        return True
 
     def _ignores_padding(self, expression: Expression, value: Tensor, batch: Batch) -> bool:
         """Whether a shorter sample of the batch, collated alone, gives the same: there must be one to know."""
@@ -248,12 +275,12 @@ class Values:
                 return alone is not None and self._is_close(alone, value[row : row + 1])
         return False
 
-    def _is_close(self, value: Tensor, plain: Tensor) -> bool:
+    def _is_close(self, value: Tensor, plain: Tensor, *, coarse: bool = False) -> bool:
         if value.shape != plain.shape or value.dtype != plain.dtype:
             return False
         if not plain.is_floating_point():
             return torch.equal(value, plain)
-        fine = plain.dtype in {torch.float32, torch.float64}
+        fine = plain.dtype in {torch.float32, torch.float64} and not coarse
         tolerance = self._tolerance if fine else max(self._tolerance, _COARSE_TOLERANCE)
         finite = plain.isfinite()
         if not torch.equal(value[~finite].nan_to_num(), plain[~finite].nan_to_num()):
@@ -334,8 +361,9 @@ class Values:
             )
             return
         with _disable_current_modes(), FlopCounterMode(display=False) as counter:
-            batch.part(torch.zeros(1, dtype=torch.int64)).value(expression)
-        held.flops = counter.get_total_flops()
+            rows = torch.zeros(min(2, batch.size), dtype=torch.int64)  # a single one is another case
+            batch.part(rows).value(expression)
+        held.flops = counter.get_total_flops() // len(rows)
         where = "in memory" if column.place == "memory" else "on disk"
         size = (
             "as long as the samples are" if held.length_of is not None else f"{column.nbytes / 1e6:,.1f} MB"
@@ -431,7 +459,8 @@ class Values:
         """Compute rows of this batch: their values depend on how it is padded, or on real row arguments."""
         rows = missing.nonzero().flatten()
         whole = batch.known.get(expression)
-        value = batch.part(rows).value(expression) if whole is None else whole[rows]
+        enough = rows if len(rows) > 1 or batch.size == 1 else rows.repeat(2)  # a single one is another case
+        value = batch.part(enough).value(expression)[: len(rows)] if whole is None else whole[rows]
         self._put(expression, held, batch, batch.ids[rows], value, rows=rows)
         self._report.num_computed += len(rows) if held.has_module else 0
 
@@ -449,20 +478,20 @@ class Values:
         wanted = {expression: held}
         for each in batch.source.targets:
             other = self.held.get(each)
-            if other is not None and isinstance(other.column, Column) and other.witness is None:
+            is_simple = other is not None and isinstance(other.column, Column) and other.witness is None
+            if other is not None and is_simple and _is_current(each):
                 wanted[each] = other
         setting = held.setting or Setting(batch.size)
         random_state = capture_random_state()
         blocks = torch.split(ids, max(_BLOCK, setting.chunk_size))
         with memory_kept():
             for block, roots in zip(blocks, batch.source.stream(blocks), strict=True):
-                _check_shapes(batch, roots)
                 self._compute(block, roots, wanted, setting, batch)
         if has_moved(random_state):
+            # This batch is read once more, by itself, as the loader would.
             restore_random_state(random_state)
-            batch.source.obstacle = (
-                f"reading some samples of {type(batch.source.dataset).__name__} draws random numbers"
-            )
+            batch.source.call_random()
+            self._give_up(held)
 
     def _compute(
         self,
@@ -474,17 +503,24 @@ class Values:
     ) -> None:
         """Compute samples whose tensors are `roots`, in chunks, and store what comes out."""
         coming = iter(torch.split(ids, setting.chunk_size))
+        wanted_most = next(iter(wanted.values()))
 
         def compute(chunk: list[Tensor]) -> None:
             # no_grad, not inference_mode: what a module caches in that, it could never use in training when it thaws.
-            evaluation = Evaluation(chunk, {}, size=setting.chunk_size)
+            evaluation = self._ahead(chunk, wanted_most)
             own = next(coming)  # without the copies that fill the chunk up
             for each, held in wanted.items():
                 if held.column is not None:
-                    self._put(each, held, batch, own, evaluation.value(each)[: len(own)])
+                    self._put(each, held, batch, own, evaluation.value(each)[: len(own)].to(each.dtype))
                     self._report.num_computed += len(own) if held.has_module else 0
 
         setting.run(roots, compute)
+
+
+def _is_current(expression: Expression) -> bool:
+    """Whether its modules are what they were when they were called."""
+    modules = (each.module for each in ancestry(expression) if isinstance(each, Call))
+    return all(each is None or each.is_unchanged() for each in modules)
 
 
 def _attempt(evaluation: Evaluation, expression: Expression) -> Tensor | None:
@@ -508,15 +544,6 @@ def _digests(held: Held, batch: Batch) -> Tensor:
 def _length(held: Held, batch: Batch) -> int:
     assert held.length_of is not None
     return batch.roots()[held.length_of.index].shape[1]
-
-
-def _check_shapes(batch: Batch, roots: list[Tensor]) -> None:
-    for root, tensor in zip(batch.source.roots, roots, strict=True):
-        if not root.is_ragged and tuple(tensor.shape[1:]) != root.sample_shape:
-            raise MisconfigurationError(
-                f"A sample of {type(batch.source.dataset).__name__} has the shape {tuple(tensor.shape[1:])}, and the first "
-                f"had {root.sample_shape}. Samples of different shapes cannot be deferred: set reuse_frozen=False."
-            )
 
 
 def _name(expression: Expression) -> str:

@@ -61,6 +61,10 @@ _READERS: dict[type, str] = {
 }
 _TOKENIZER = "PreTrainedTokenizerBase"  # by name, since transformers may not be installed
 
+_INTERCEPTORS = (
+    "headstart.deferred.modules"  # what it puts in the place of torch's functions is no part of a class
+)
+
 # Hooks and the like: what every module has from its start, but for these four.
 _MODULE_BOOKKEEPING = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "training"}
 _TOKENIZER_BOOKKEEPING = frozenset(
@@ -182,6 +186,8 @@ class Walk(ABC):
         is_own = self._is_own(value.__module__)
         for name, member in vars(value).items():
             member = getattr(member, "__func__", member)  # noqa: PLW2901 (of class methods and static methods)
+            if isinstance(member, types.FunctionType) and _home(member) == _INTERCEPTORS:
+                member = member.__wrapped__  # type: ignore[attr-defined]  # noqa: PLW2901 (only while a loop runs)
             if isinstance(member, types.FunctionType):
                 if is_own or installed_version(_home(member)) is None:
                     self.fact("function", name)
