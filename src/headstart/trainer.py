@@ -1038,11 +1038,24 @@ def _toggling(module: LightningModule) -> Callable[[Optimizer], Any]:
 
 
 def freezing_report(module: LightningModule) -> list[str]:
-    """What of `module` is pinned to a mode against the rule, a line each, for the run's log."""
-    return [
-        f"Pinned: {name or type(module).__name__} stays in {'evaluation' if mode == 'eval' else 'training'} mode."
-        for name, mode in freezing.pinned_modules(module).items()
-    ]
+    """What of `module` is pinned to a mode against the rule, a line for each mode, for the run's log."""
+    lines = []
+    for mode, word in (("eval", "evaluation"), ("train", "training")):
+        names = [
+            name or type(module).__name__
+            for name, pin in freezing.pinned_modules(module).items()
+            if pin == mode
+        ]
+        if names:
+            more = (
+                f" and {len(names) - 3} more stay"
+                if len(names) > 3
+                else " stays"
+                if len(names) == 1
+                else " stay"
+            )
+            lines.append(f"Pinned: {', '.join(names[:3])}{more} in {word} mode.")
+    return lines
 
 
 def _print_summary(fn: str, summary: list[dict[str, float]]) -> None:

@@ -38,20 +38,25 @@ def test_features_of_one_run_serve_the_next(solar_cells, tmp_path, capsys):
     assert fit_here(solar_cells, tmp_path / "three", "--features", str(features), "--lr", "0.01") != first
 
 
+def finish(process):
+    """Wait for the end, with its pipes read and closed; give the exit code and the errors."""
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
 def test_a_killed_run_goes_on_bit_for_bit_while_frozen(solar_cells, fit_in_second_process, tmp_path):
     settings = (*FROZEN, "--epochs", "40", "--unfreeze_at_epoch", "40")
-    whole = tmp_path / "whole"
-    process = fit_in_second_process(solar_cells, "--out", whole, *settings)
-    assert process.wait(timeout=300) == 0, process.stderr.read()
-    run = tmp_path / "run"
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    code, errors = finish(fit_in_second_process(solar_cells, "--out", whole, *settings))
+    assert code == 0, errors
     process = fit_in_second_process(solar_cells, "--out", run, *settings)
     while not (run / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, finish(process)
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
-    process = fit_in_second_process(solar_cells, "--out", run, "--resume")
-    assert process.wait(timeout=300) == 0, process.stderr.read()
+    finish(process)
+    code, errors = finish(fit_in_second_process(solar_cells, "--out", run, "--resume"))
+    assert code == 0, errors
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 

@@ -227,6 +227,10 @@ def _freezing(model: Classifier, options: FitOptions) -> list[Callback]:
     if options.unfreeze_at_epoch >= options.epochs:
         freezing.freeze(model.backbone)
         return []
+    for module in model.backbone.modules():
+        if freezing.is_batch_norm(module):
+            # Else the statistics move to the new photos' at once, and the head was fitted on what the old ones give.
+            freezing.pin_mode(module, "eval")
     backbone_lr = options.backbone_lr
     if backbone_lr is None:
         is_text = model.kind == "text"
