@@ -224,7 +224,8 @@ def _apply(
     if asleep and not around.asleep:
         woken.append(name)
     if not (only_frozen and training and not pinned):
-        module.training = training
+        if module.training != training:  # setting an attribute of a module costs more than reading it
+            module.training = training
         if training and module.__dict__.get(_TRACKS_IN_TRAINING):
             module.track_running_stats = True  # type: ignore[assignment]
     inner = _Context(

@@ -60,6 +60,8 @@ class FrozenModule:
 
     def _look(self) -> None:
         self._since = _Attributes.clock
+        # An inference tensor has no version; its content is looked at every epoch.
+        self._versioned = [each for each in self._tensors if not each.is_inference()]
         self._spread = self._tensors[:: -(-len(self._tensors) // _NUM_WATCHED) or 1]
         self._watched = _one_number_of_each(self._spread)
         self._numbers = torch.cat(self._watched) if self._watched else None
@@ -107,8 +109,7 @@ class FrozenModule:
     def _quick(self) -> tuple[Any, ...]:
         return (
             any(map(_requires_grad, self._parameters)),
-            # An inference tensor has no version; its content is looked at every epoch.
-            [0] if any(map(Tensor.is_inference, self._tensors)) else list(map(_versions, self._tensors)),
+            list(map(_versions, self._versioned)),
             list(map(Tensor.data_ptr, self._spread)),
         )
 
