@@ -211,3 +211,53 @@ def test_a_loader_for_a_trainer_of_somebody_else():
     foreign_trainer(reused, 3)
     assert reuse.report().num_computed == 64
     assert photos.num_reads.sum() <= 64 + 16 + 4
+
+
+# ---- opt-in: another number format, compiled
+
+
+def features_of(model, reuse, photos):
+    with torch.no_grad():
+        return torch.cat([model.backbone(x) * 1.0 for x, _ in reuse.batches(loader(photos, shuffle=False))])
+
+
+def test_the_frozen_part_may_be_run_in_bfloat16_and_its_values_keep_their_format():
+    photos, model, said = Photos(), Net().eval(), []
+    plain = features_of(model, Reuse(model, min_gain=0, say=said.append), photos)
+    found = features_of(model, Reuse(model, dtype=torch.bfloat16, min_gain=0, say=said.append), photos)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, plain)
+    # bfloat16 has 8 bits: two convolutions and a mean of 144 values stay within 2e-2 of the largest.
+    assert (found - plain).abs().max() <= 2e-2 * plain.abs().max()
+    assert not any("differs too much" in line for line in said)
+
+
+def test_a_format_that_changes_too_much_is_left_with_a_line():
+    class Cancels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3 * 16 * 16, 8)
+
+        def forward(self, x):
+            large = self.linear(x.flatten(1)) + 1000.0
+            return large - 1000.0 if large.dtype == torch.float32 else large.bfloat16() - 1000.0
+
+    model, said = Net().eval(), []
+    model.backbone = Cancels().requires_grad_(False).eval()
+    found = features_of(model, Reuse(model, dtype=torch.bfloat16, min_gain=0, say=said.append), Photos())
+    assert found.dtype == torch.float32
+    assert any("differs too much" in line for line in said)
+
+
+def test_exact_takes_no_other_format():
+    with pytest.raises(MisconfigurationError, match="setting='exact' computes as the plain loop does"):
+        Reuse(setting="exact", dtype=torch.bfloat16)
+
+
+@pytest.mark.slow
+def test_the_frozen_part_may_be_compiled():
+    photos, model, said = Photos(), Net().eval(), []
+    plain = features_of(model, Reuse(model, min_gain=0, say=said.append), photos)
+    found = features_of(model, Reuse(model, compiled=True, min_gain=0, say=said.append), photos)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+    assert not any("differs too much" in line for line in said)

@@ -206,40 +206,34 @@ class Values:
 
     def _settle(self, expression: Expression, held: Held, plain: Tensor, batch: Batch) -> None:
         """Find the setting in which all samples are computed, these first ones included."""
-        if held.seconds * batch.source.num_ids > _WORTHWHILE and batch.size >= _FEWEST:
-            images = any(
-                isinstance(each, Root) and len(each.sample_shape) == 3 for each in ancestry(expression)
+        roots = [each[:_BLOCK] for each in batch.roots()]
+
+        def run(setting: Setting) -> tuple[Tensor, float]:
+            found: list[Tensor] = []
+            seconds = setting.run(
+                roots, lambda chunk: found.append(self._ahead(chunk, held).value(expression))
             )
-            roots = [each[:_BLOCK] for each in batch.roots()]
+            return torch.cat(found)[: len(roots[0])], seconds
 
-            def run(setting: Setting) -> tuple[Tensor, float]:
-                found: list[Tensor] = []
-                seconds = setting.run(
-                    roots,
-                    lambda chunk: found.append(self._ahead(chunk, held).value(expression)),
+        def is_close(values: Tensor) -> bool:
+            coarse = held.is_fast and self._dtype is not None
+            return self._is_close(values.to(plain.dtype), plain[:_BLOCK], coarse=coarse)
+
+        held.setting = Setting(batch.size)
+        with memory_kept(), _disable_current_modes():
+            held.is_fast = self._dtype is not None or self._compiled
+            if held.is_fast and not is_close(run(Setting(len(roots[0])))[0]):
+                held.is_fast = False
+                self._say(
+                    f"{_name(expression)} is computed as it was called: compiled or in {self._dtype} it differs too much."
                 )
-                return torch.cat(found)[: len(roots[0])], seconds
-
-            def is_close(values: Tensor) -> bool:
-                coarse = held.is_fast and self._dtype is not None
-                return self._is_close(values.to(plain.dtype), plain[:_BLOCK], coarse=coarse)
-
-            with memory_kept(), _disable_current_modes():
-                held.is_fast = self._dtype is not None or self._compiled
-                if held.is_fast and not is_close(run(Setting(len(roots[0])))[0]):
-                    held.is_fast = False
-                    self._say(
-                        f"{_name(expression)} is computed as it was called: compiled or in {self._dtype} it differs too much."
-                    )
-                held.setting, held.seconds = fastest(
-                    len(roots[0]),
-                    run,
-                    is_close,
-                    formats=(False, True) if images else (False,),
+            if held.seconds * batch.source.num_ids > _WORTHWHILE and batch.size >= _FEWEST:
+                images = any(
+                    isinstance(each, Root) and len(each.sample_shape) == 3 for each in ancestry(expression)
                 )
-            self._report.settings[_name(expression)] = str(held.setting)
-        else:
-            held.setting = Setting(batch.size)
+                formats = (False, True) if images else (False,)
+                held.setting, held.seconds = fastest(len(roots[0]), run, is_close, formats=formats)
+                self._report.settings[_name(expression)] = str(held.setting)
         if held.is_kept:
             self._report.num_computed += batch.size
         else:
