@@ -252,6 +252,35 @@ def test_an_attribute_of_a_frozen_module_that_changes_is_noticed(value):
     compare(program, looked_up=True)
 
 
+TEMPERATURE = {"value": 1.0}
+
+
+@pytest.mark.parametrize("where", ["class", "global", "function"])
+def test_what_a_frozen_module_takes_from_its_class_or_from_globals_is_noticed(where):
+    class Scaled(nn.Linear):
+        scale = 1.0
+
+        def forward(self, x):
+            return super().forward(x) * self.scale / TEMPERATURE["value"]
+
+    def change(model, epoch, loader):
+        if epoch == 1:
+            if where == "class":
+                Scaled.scale = 2.0
+            elif where == "global":
+                TEMPERATURE["value"] = 2.0
+            else:
+                Scaled.forward = lambda self, x: nn.Linear.forward(self, x) * 3
+
+    original = Scaled.forward
+
+    def program(batches):
+        Scaled.scale, TEMPERATURE["value"], Scaled.forward = 1.0, 1.0, original
+        return training(lambda: Net(Scaled(6, 8)), between=change)(batches)
+
+    compare(program, looked_up=True)
+
+
 def test_an_attribute_that_is_set_before_every_batch_is_noticed():
     class Scaled(nn.Linear):
         def forward(self, x):
@@ -874,7 +903,7 @@ def test_a_scripted_frozen_module_inside_a_trainable_one():
 
 @SCRIPT
 def test_a_scripted_network_with_a_frozen_part():
-    compare(training(lambda: torch.jit.script(Net())))
+    compare(training(lambda: torch.jit.script(Net())), says="compiled or scripted as a whole")
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
@@ -915,6 +944,23 @@ def test_a_custom_autograd_function_gets_real_tensors_and_its_gradient():
             return self.head(Quantize.apply(self.backbone(x), self.scale))
 
     compare(training(Quantized), looked_up=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["network", "network, in place", "backbone"])
+def test_compiled_networks(what):
+    def make():
+        model = Net()
+        if what == "network, in place":
+            model.compile(backend="eager")
+        elif what == "backbone":
+            model.backbone = torch.compile(model.backbone, backend="eager")
+        else:
+            model = torch.compile(model, backend="eager")
+        return model
+
+    is_part = what == "backbone"
+    compare(training(make), looked_up=is_part, says=None if is_part else "compiled or scripted as a whole")
 
 
 # ---- gradients with respect to inputs

@@ -588,3 +588,16 @@ def test_they_are_fast_enough_for_what_they_are_called_at(weights):
     assert fastest(lambda: signature((data, default_collate))) < 0.003
     assert fastest(lambda: state_sum(weights)) < 0.03
     assert fastest(lambda: content_digest(data), tries=1) < 4
+
+
+@pytest.mark.slow
+def test_the_first_use_of_the_compiler_changes_no_digest():
+    code = """
+        import torch
+        from torch import nn
+        from headstart.deferred.fingerprint import module_digest
+        before = module_digest(nn.ReLU())
+        torch.compile(nn.ReLU(), backend="eager")(torch.ones(1))
+        assert module_digest(nn.ReLU()) == before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

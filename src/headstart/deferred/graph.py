@@ -112,6 +112,7 @@ class Call:
         device: Where its arguments are.
         module: The frozen module's record, or `None`.
         num_rows: The number of `Rows`.
+        is_single: Whether it was made on a batch of one sample, which is another case: `squeeze` takes its dimension away.
         template: What it gives, with `Output`s in the place of tensors; `None` until it has run once.
         refusal: Why what it gives must not be looked up; empty where it may.
         seconds: Of its first run, a sample.
@@ -125,6 +126,7 @@ class Call:
     device: torch.device
     module: FrozenModule | None = None
     num_rows: int = 0
+    is_single: bool = False
     template: Any = None
     outputs: list[Output] = field(default_factory=list)
     refusal: str = ""

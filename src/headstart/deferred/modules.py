@@ -39,6 +39,7 @@ class FrozenModule:
     Attributes:
         name: For people.
         is_frozen: Whether nothing in it trains.
+        foreign: Tensors that it reads and that are no parameters or buffers of it.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
@@ -48,6 +49,7 @@ class FrozenModule:
         self._ids = frozenset(map(id, self._modules))
         self._hooks = list(chain.from_iterable(map(_hooks, self._modules)))
         self._parameters = list(module.parameters())
+        self.foreign: list[Tensor] = []
         self._tensors = [*self._parameters, *module.buffers()]
         self.is_frozen = not any(map(_requires_grad, self._parameters))
         self._look()
@@ -71,7 +73,9 @@ class FrozenModule:
     def also_reads(self, tensors: Sequence[Tensor]) -> None:
         """Watch tensors that are no parameters or buffers of it, and are read by it all the same."""
         known = set(map(id, self._tensors))
-        self._tensors += [each for each in tensors if id(each) not in known]
+        new = [each for each in tensors if id(each) not in known]
+        self.foreign += new
+        self._tensors += new
         self._look()
 
     def is_evaluating(self) -> bool:
@@ -139,10 +143,13 @@ _SCALARS = frozenset({bool, int, float, str, type(None), torch.dtype})
 
 
 def _attributes_of(module: nn.Module) -> tuple[Any, ...]:
-    """Give what its modules keep in attributes of their own: numbers and words, and a signature of everything else."""
+    """Give what its modules keep in attributes: numbers and words, and a signature of everything else, classes too."""
     scalars: list[Any] = []
     others: dict[int, Any] = {}  # each once: a configuration stands in many modules
     for each in module.modules():
+        others[id(type(each))] = type(
+            each
+        )  # with its attributes and functions, and the globals that they use
         for name, value in vars(each).items():
             if name in _BOOKKEEPING:
                 continue

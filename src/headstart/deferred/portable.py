@@ -63,11 +63,13 @@ def _words_of_call(call: Call, seen: dict[Call, str | None]) -> str | None:
     if call not in seen:
         if call.module is not None:
             subject = module_digest(call.module.module)
+            foreign = [digest_of(each).hex() for each in call.module.foreign]
+            subject = f"{subject} {foreign}" if subject and foreign else subject
         else:
             subject = f"{getattr(call.function, '__module__', '')}.{getattr(call.function, '__qualname__', call.name)}"
         args, kwargs = _words(call.args, seen), _words(call.kwargs, seen)
         certain = None not in {subject, args, kwargs}
-        text = f"{subject} {args} {kwargs} {call.autocast} {call.device.type}"
+        text = f"{subject} {args} {kwargs} {call.autocast} {call.device.type} {call.is_single}"
         # A digest, for a call may be an argument of many.
         seen[call] = hashlib.sha256(text.encode()).hexdigest() if certain else None
     return seen[call]

@@ -92,9 +92,8 @@ class Recorder:
             args = _checked(function, args, kwargs, batch.size)
         keys = _Keys(batch, takes_rows=frozen is not None)
         parts = keys.of(args), keys.of(kwargs)
-        subject = function if frozen is None else frozen
+        subject = frozen or function
         autocast = autocast_now(keys.device.type)
-        # A single sample is another case: `squeeze` takes its dimension away, `mean(0)` leaves it as it is.
         key = (subject, autocast, keys.device, batch.size == 1, parts)
         call = self._calls.get(key)
         if call is None:
@@ -102,7 +101,7 @@ class Recorder:
                 function if frozen is None else _Plainly(function),
                 getattr(function, "__name__", "function").strip("_") if frozen is None else frozen.name,
                 *_symbols(args, kwargs, batch.size, takes_rows=frozen is not None),
-                autocast, keys.device, frozen, len(keys.rows),
+                autocast, keys.device, frozen, len(keys.rows), batch.size == 1,
             )  # fmt: skip
             variant = (subject, call.inputs)
             self._num_variants[variant] += 1

@@ -387,6 +387,11 @@ def call_module(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     except UnrecordableError:
         pass
     if modules.is_opaque(module):
+        if any(not each.requires_grad for each in module.parameters()):
+            pending.batch.reuse.say(
+                f"Frozen work inside a {type(module).__name__} is done in every epoch: that is compiled or scripted as a "
+                "whole; compile or script its parts instead."
+            )
         args, kwargs = map_structure(args, _real), map_structure(kwargs, _real)
     return modules.plain_call(module, *args, **kwargs)
 

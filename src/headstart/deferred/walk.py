@@ -192,8 +192,10 @@ class Walk(ABC):
                 if is_own or installed_version(_home(member)) is None:
                     self.fact("function", name)
                     self.visit(member)  # the user's, perhaps put into a class of a library
-                elif name == "forward" or _package(_home(member)) == _package(value.__module__):
-                    # Libraries add helpers to each other's classes, some only once they are imported.
+                elif name == "forward" or (
+                    name != "__init__" and _package(_home(member)) == _package(value.__module__)
+                ):
+                    # The compiler of torch wraps `nn.Module.__init__` when it is first used. Libraries add helpers to each other's classes, some only once they are imported.
                     self.fact("function", name)
                     self.code(member.__code__)
             elif is_own and not (name.startswith("__") or name == "_abc_impl"):
