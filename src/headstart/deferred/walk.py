@@ -195,7 +195,8 @@ class Walk(ABC):
                 elif name == "forward" or (
                     name != "__init__" and _package(_home(member)) == _package(value.__module__)
                 ):
-                    # The compiler of torch wraps `nn.Module.__init__` when it is first used. Libraries add helpers to each other's classes, some only once they are imported.
+                    # Libraries add helpers to each other's classes, some only once they are imported; and torch's
+                    # compiler wraps `nn.Module.__init__` when it is first used.
                     self.fact("function", name)
                     self.code(member.__code__)
             elif is_own and not (name.startswith("__") or name == "_abc_impl"):
