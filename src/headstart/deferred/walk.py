@@ -193,10 +193,10 @@ class Walk(ABC):
                     self.fact("function", name)
                     self.visit(member)  # the user's, perhaps put into a class of a library
                 elif name == "forward" or (
-                    name != "__init__" and _package(_home(member)) == _package(value.__module__)
+                    value is not nn.Module and _package(_home(member)) == _package(value.__module__)
                 ):
-                    # Libraries add helpers to each other's classes, some only once they are imported; and torch's
-                    # compiler wraps `nn.Module.__init__` when it is first used.
+                    # Libraries add helpers to each other's classes, some only once they are imported. (So does torch's
+                    # compiler to `nn.Module`, when it is first used; what that does, its version says.)
                     self.fact("function", name)
                     self.code(member.__code__)
             elif is_own and not (name.startswith("__") or name == "_abc_impl"):
