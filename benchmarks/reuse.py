@@ -55,13 +55,13 @@ class Sizes:
     stage_epochs: int = 4
     rounds: int = 15
     steps: int = 60
-    memory_batches: int = 12
+    memory_runs: int = 3
 
 
 FULL = Sizes(num_photos=None, photo_size=224, num_texts=1000, max_length=128)
 QUICK = Sizes(
     num_photos=64, photo_size=96, num_texts=64, max_length=32, epochs=3, stage_epochs=3, rounds=2, steps=5,
-    memory_batches=2,
+    memory_runs=1,
 )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def run_all(table: Table, sizes: Sizes, photos: dict, texts: dict, peer: str | N
     table.add_pairs(
         "never useful, a step: reuse_frozen='auto' / False", seconds["auto"], seconds["off"], at_most=1.02
     )
-    add_memory(table, sizes, photos)
+    add_memory(table, sizes, photos, peer)
     add_first_pass(table, head, num_photos=len(json.loads(Path(photos["file"]).read_text())))
 
 
@@ -146,18 +146,25 @@ def all_epochs(result: dict, epochs: int) -> float:
     return set_up + first + (epochs - 1) * statistics.mean(later)
 
 
-def add_memory(table: Table, sizes: Sizes, photos: dict) -> None:
-    job = {"do": "memory", "data": photos}
-    plain = run(sys.executable, **job, is_reused=False, epochs=1, limit=sizes.memory_batches)
-    disk = run(sys.executable, **job, is_reused=True, epochs=2)
-    table.add_memory(
-        "photos, memory above a plain run, values on disk", disk["RssAnon"], plain["RssAnon"], at_most=200
-    )
-    table.notes.append(
-        f"memory: peak of RssAnon {megabytes(plain['RssAnon'])} plain (the first {sizes.memory_batches} batches), "
-        f"{megabytes(disk['RssAnon'])} with Reuse(memory_limit=0); VmHWM {megabytes(plain['VmHWM'])} and "
-        f"{megabytes(disk['VmHWM'])}; {' '.join(disk['said'])}"
-    )
+def add_memory(table: Table, sizes: Sizes, photos: dict, peer: str | None) -> None:
+    """Peaks differ from run to run, for what is freed is found again in pieces: the median of several runs of each."""
+    job = {"do": "memory", "library": "headstart", "data": photos}
+    plain, disk = [], []
+    for _ in range(sizes.memory_runs):
+        plain.append(run(sys.executable, **job, is_reused=False))
+        disk.append(run(sys.executable, **job, is_reused=True))
+    middle = [int(statistics.median(each["RssAnon"] for each in runs)) for runs in (disk, plain)]
+    table.add_memory("photos, memory above a plain run, values on disk", *middle, at_most=200)
+    titles = {"reuse_frozen=False": plain, "Reuse(memory_limit=0)": disk}
+    if peer:
+        job["library"] = "pytorch_lightning"
+        titles["Lightning, really frozen"] = [run(peer, **job, is_reused=False)]
+    for title, runs in titles.items():
+        anonymous, total = (
+            ", ".join(megabytes(each[name]) for each in runs) for name in ("RssAnon", "VmHWM")
+        )
+        table.notes.append(f"memory, {title}: peak of RssAnon {anonymous}; VmHWM {total}")
+    table.notes += disk[0]["said"]
 
 
 def add_first_pass(table: Table, head: dict, *, num_photos: int) -> None:

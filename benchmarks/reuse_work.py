@@ -482,14 +482,16 @@ def small_network() -> nn.Module:
 # ---- memory
 
 
-def measure_memory(*, is_reused: bool, epochs: int, data: dict, limit: int | None = None) -> dict:
-    """Train the head on a frozen backbone, and give the largest memory of this process, in bytes."""
-    import headstart
-    from headstart.deferred import Reuse
-
+def measure_memory(*, library: str, is_reused: bool, data: dict) -> dict:
+    """Train the head on a frozen backbone for an epoch (with reuse two), and give this process's peaks in bytes."""
+    package = __import__(library)
     loader = new_loader(data)
-    module = new_module(headstart.LightningModule, "photos", "really")
-    setting = Reuse(memory_limit=0, say=lambda line: None) if is_reused else False
+    module = new_module(package.LightningModule, "photos", "really")
+    settings, said = {}, []
+    if library == "headstart":
+        from headstart.deferred import Reuse
+
+        settings["reuse_frozen"] = Reuse(memory_limit=0, say=said.append) if is_reused else False
     peaks = {"RssAnon": 0}
     is_over = threading.Event()
 
@@ -499,10 +501,9 @@ def measure_memory(*, is_reused: bool, epochs: int, data: dict, limit: int | Non
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
-    fit("headstart", module, loader, epochs, reuse_frozen=setting, limit_train_batches=limit)
+    fit(library, module, loader, 1 + is_reused, **settings)
     is_over.set()
     sampler.join()
-    said = setting.report().remarks if is_reused else []
     return {**peaks, "VmHWM": memory_of_this_process("VmHWM"), "said": said}
 
 

@@ -1,25 +1,33 @@
-"""Freed memory stays with the process while it is asked to, and goes back afterwards."""
+"""Freed memory stays with the process while it is asked to, and goes back afterwards.
+
+Each case runs in a process of its own: one that has run other tests holds free blocks, which serve the next request unseen.
+"""
 
 import platform
-import re
-from pathlib import Path
+import subprocess
+import sys
+import textwrap
 
 import pytest
-import torch
-
-from headstart.allocator import memory_kept
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="only glibc gives blocks back at once"
 )
 
+PRELUDE = """
+import re
+from pathlib import Path
+
+import torch
+
+from headstart.allocator import memory_kept
+
 SIZE = 100 << 20  # far above every threshold of glibc
 
 
 def resident():
-    """Bytes of memory that the process holds, files aside."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+) kB", status).group(1)) * 1024
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", status).group(1)) * 1024
 
 
 def make_and_free():
@@ -27,24 +35,50 @@ def make_and_free():
     del block
 
 
+def holds_it():
+    return resident() - before > SIZE // 2
+
+
+make_and_free()
+before = resident()
+"""
+
+
+def run(program):
+    """Run the program in a fresh process, behind the prelude; an assertion that fails in it fails the test."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_freed_memory_is_kept_inside_and_given_back_at_the_end():
-    make_and_free()
-    before = resident()
-    with memory_kept():
-        make_and_free()
-        assert resident() - before > SIZE // 2
+    run("""
         with memory_kept():
             make_and_free()
-        assert resident() - before > SIZE // 2  # the inner end is not the last
-    assert resident() - before < SIZE // 2
-    make_and_free()
-    assert resident() - before < SIZE // 2
+            assert holds_it()
+            with memory_kept():
+                make_and_free()
+            assert holds_it(), "the inner end is not the last"
+        assert not holds_it()
+        make_and_free()
+        assert not holds_it()
+    """)
 
 
 def test_an_exception_ends_it_too():
-    make_and_free()
-    before = resident()
-    with pytest.raises(ValueError, match="stop"), memory_kept():
+    run("""
+        try:
+            with memory_kept():
+                make_and_free()
+                assert holds_it()
+                raise ValueError
+        except ValueError:
+            pass
+        assert not holds_it()
         make_and_free()
-        raise ValueError("stop")
-    assert resident() - before < SIZE // 2
+        assert not holds_it()
+    """)
