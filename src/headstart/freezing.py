@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -175,8 +175,7 @@ def establish_modes(module: nn.Module, *, only_frozen: bool = False) -> list[str
     return woken
 
 
-@dataclass(frozen=True, slots=True)
-class _Context:
+class _Context(NamedTuple):
     """What a module inherits from the one around it."""
 
     training: bool
@@ -191,10 +190,13 @@ def _decide(
     """Whether `module` trains (`None`: it has no parameters), and whether more than batch norms train in it."""
     if module in trains:
         return trains[module], layers_train[module]
-    own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+    # Read from torch's own tables, here and below: the walk is made in every epoch, and its iterators cost more than it.
+    own = [each.requires_grad for each in module._parameters.values() if each is not None]  # noqa: SLF001
     verdict: bool | None = any(own) if own else None
-    layers = any(own) and not is_batch_norm(module)
-    for child in module.children():
+    layers = verdict is True and not is_batch_norm(module)
+    for child in module._modules.values():  # noqa: SLF001
+        if child is None:
+            continue
         child_trains, child_layers = _decide(child, trains, layers_train)
         if child_trains is not None:
             verdict = bool(verdict) or child_trains
@@ -212,7 +214,7 @@ def _apply(
     woken: list[str],
     only_frozen: bool,
 ) -> None:
-    pinned = getattr(module, _PINNED, None) or around.pinned
+    pinned = module.__dict__.get(_PINNED) or around.pinned
     verdict = trains[module]
     if pinned:
         training = pinned == "train"
@@ -234,9 +236,10 @@ def _apply(
         asleep=asleep or around.asleep,
         pinned=pinned,
     )
-    for child_name, child in module.named_children():
-        path = f"{name}.{child_name}" if name else child_name
-        _apply(child, path, inner, trains, layers_train, woken, only_frozen)
+    for child_name, child in module._modules.items():  # noqa: SLF001
+        if child is not None:
+            path = f"{name}.{child_name}" if name else child_name
+            _apply(child, path, inner, trains, layers_train, woken, only_frozen)
 
 
 # ---- the audit

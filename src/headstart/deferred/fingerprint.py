@@ -441,20 +441,13 @@ def _as_bytes(value: Tensor) -> Tensor:
 # ---- weights, within a run
 
 _COLUMNS = 512  # 8-byte words a row
+_ROW_BYTES = 8 * _COLUMNS
 _LARGE = 32 * 1024  # bytes from which a tensor is read where it lies
-_BLOCK = 1024 * 1024 // (8 * _COLUMNS)  # rows that stay in the processor's cache while they are read twice
+_BLOCK = 1024 * 1024 // _ROW_BYTES  # rows that stay in the processor's cache while they are read twice
 
 
-@torch.no_grad()
 def state_sum(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Give a checksum of what tensors hold: it sees what an edit through `.data` did, which no version counter does.
-
-    Any single element that changes is seen for certain; elements that trade places, and several that change
-    together, with a probability that leaves nothing to wish for where no one means to deceive. Shapes and the order
-    of small tensors are no part of it: compare it for the same list of tensors.
-
-    The bytes are read as 8-byte words, in rows and columns. Sums (modulo 2**64) along both are taken, and of each
-    a sum with random odd weights, one a place. One transfer to the host a device.
+    """Give a checksum of what tensors hold; see `StateSum`.
 
     Example:
         >>> weight = torch.zeros(3)
@@ -463,30 +456,82 @@ def state_sum(tensors: Sequence[Tensor]) -> tuple[int, ...]:
         >>> before == state_sum([weight])
         False
     """
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    return tuple(chain.from_iterable(_sums(each, device) for device, each in by_device.items()))
+    return StateSum(tensors).value()
 
 
-def _sums(tensors: Sequence[Tensor], device: torch.device) -> list[int]:
-    row_bytes = 8 * _COLUMNS
-    small: list[Tensor] = []
-    blocks: list[Tensor] = []  # (R, _COLUMNS), int64
-    for tensor in tensors:
-        flat = _as_bytes(tensor)
-        whole = flat.numel() // row_bytes * row_bytes if flat.numel() >= _LARGE else 0
-        if whole and flat.data_ptr() % 8:
-            flat = flat.clone()
-        if whole:
-            blocks += torch.split(flat[:whole].view(torch.int64).view(-1, _COLUMNS), _BLOCK)
-        small.append(flat[whole:])
-    small.append(
-        torch.zeros(-sum(each.numel() for each in small) % row_bytes, dtype=torch.uint8, device=device)
-    )
-    blocks.append(torch.cat(small).view(torch.int64).view(-1, _COLUMNS))
-    sums = [torch.cat([block.sum(dim) for block in blocks]) for dim in (0, 1)]
-    return torch.stack([(each * _odd_weights(len(each), device)).sum() for each in sums]).tolist()
+class StateSum:
+    """A checksum of what tensors hold: it sees what an edit through `.data` did, which no version counter does.
+
+    Any single element that changes is seen for certain; elements that trade places, and several that change
+    together, with a probability that leaves nothing to wish for where no one means to deceive. Shapes and the order
+    of small tensors are no part of it: compare it for the same list of tensors.
+
+    The bytes are read as 8-byte words, in rows and columns. Sums (modulo 2**64) along both are taken, and of each
+    a sum with random odd weights, one a place. One transfer to the host a device.
+
+    Args:
+        tensors: They are read where they lie, whenever the sum is asked for: it must be made anew when one of them is
+            given other memory.
+
+    Example:
+        >>> weight = torch.zeros(3)
+        >>> state = StateSum([weight])
+        >>> before = state.value()
+        >>> weight.data[1] = 1e-30
+        >>> before == state.value()
+        False
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for tensor in tensors:
+            by_device.setdefault(tensor.device, []).append(tensor)
+        self._parts = [_Words(each, device) for device, each in by_device.items()]
+
+    def value(self) -> tuple[int, ...]:
+        """Give the sum of what they hold now."""
+        return tuple(chain.from_iterable(part.sums() for part in self._parts))
+
+
+class _Words:
+    """The bytes of the tensors of one device, as rows of 8-byte words."""
+
+    @torch.no_grad()
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        self._device = device
+        self._blocks: list[Tensor] = []  # (R, _COLUMNS), int64
+        self._rest: list[Tensor] = []  # uint8, too small to be read where they lie
+        self._copied: list[Tensor] = []  # whose numbers lie apart, or are not what is stored
+        for tensor in tensors:
+            flat = _in_memory_order(tensor)
+            if flat is None:
+                self._copied.append(tensor)
+                continue
+            is_large = flat.numel() >= _LARGE and flat.data_ptr() % 8 == 0
+            whole = flat.numel() // _ROW_BYTES * _ROW_BYTES if is_large else 0
+            if whole:
+                self._blocks += torch.split(flat[:whole].view(torch.int64).view(-1, _COLUMNS), _BLOCK)
+            if whole < flat.numel():
+                self._rest.append(flat[whole:])
+        num_bytes = sum(each.numel() for each in self._rest)
+        num_bytes += sum(each.numel() * each.element_size() for each in self._copied)
+        self._rest.append(torch.zeros(-num_bytes % _ROW_BYTES, dtype=torch.uint8, device=device))
+
+    @torch.no_grad()
+    def sums(self) -> list[int]:
+        rest = torch.cat([*self._rest, *map(_as_bytes, self._copied)]).view(torch.int64).view(-1, _COLUMNS)
+        blocks = [*self._blocks, rest]
+        sums = [torch.cat([block.sum(dim) for block in blocks]) for dim in (0, 1)]
+        return torch.stack([(each * _odd_weights(len(each), self._device)).sum() for each in sums]).tolist()
+
+
+def _in_memory_order(value: Tensor) -> Tensor | None:
+    """Give the bytes of a tensor as they lie in memory, uint8 (n,); `None` where that is not all there is to it."""
+    if value.is_conj() or value.is_neg():
+        return None
+    plain = value.detach().as_subclass(Tensor)
+    plain = plain.permute(sorted(range(plain.ndim), key=plain.stride, reverse=True))
+    return plain.view(-1).view(torch.uint8) if plain.is_contiguous() else None
 
 
 @lru_cache(maxsize=8)

@@ -36,12 +36,14 @@ class Expression:
         device: Where they are computed.
         channels_last: Whether the plain computation gives this memory format.
         is_ragged: Whether the shape may differ from batch to batch.
+        feeds_another: Whether something else was ever computed from it.
     """
 
-    __slots__ = ("channels_last", "device", "dtype", "is_ragged", "sample_shape")
+    __slots__ = ("channels_last", "device", "dtype", "feeds_another", "is_ragged", "sample_shape")
 
     def __init__(self, example: Tensor, *, is_ragged: bool) -> None:
         self.is_ragged = is_ragged
+        self.feeds_another = False
         self.see(example)
 
     def see(self, example: Tensor) -> None:
@@ -136,6 +138,8 @@ class Call:
     def __post_init__(self) -> None:
         found = leaves_of((self.args, self.kwargs))
         self.inputs = tuple(dict.fromkeys(each for each in found if isinstance(each, Expression)))
+        for each in self.inputs:
+            each.feeds_another = True
 
     @property
     def is_ragged(self) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
+from torch.utils.hooks import RemovableHandle
 
-from headstart.deferred.fingerprint import signature, state_sum
+from headstart.deferred.fingerprint import StateSum, signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,9 @@ _requires_grad = attrgetter("requires_grad")
 _training = attrgetter("training")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _hooks = attrgetter(*_HOOKS)
+_tables = attrgetter("_modules", "_parameters", "_buffers")
+_description = attrgetter("dtype", "device", "shape")
+_values_of = methodcaller("values")
 _GLOBAL_HOOKS = tuple(getattr(torch_modules, f"_global{hooks}") for hooks in _HOOKS)
 
 # So many tensors of a module, from the first to the last, are looked into at every call: one number of each.
@@ -52,6 +56,8 @@ class FrozenModule:
         self.foreign: list[Tensor] = []
         self._tensors = [*self._parameters, *module.buffers()]
         self.is_frozen = not any(map(_requires_grad, self._parameters))
+        self._is_evaluating = False
+        self._as_of: tuple[int, int] | None = None
         self._look()
 
     @cached_property
@@ -61,14 +67,17 @@ class FrozenModule:
         return compiled
 
     def _look(self) -> None:
-        self._since = _Attributes.clock
+        self._since = _Clocks.clock
         # An inference tensor has no version; its content is looked at every epoch.
         self._versioned = [each for each in self._tensors if not each.is_inference()]
         self._spread = self._tensors[:: -(-len(self._tensors) // _NUM_WATCHED) or 1]
         self._watched = _one_number_of_each(self._spread)
         self._numbers = torch.cat(self._watched) if self._watched else None
         self._state = self._quick()
-        self._content = self._thorough()
+        self._layout = self._layout_now()
+        self._sum = StateSum(self._tensors)
+        self._content = self._sum.value()
+        self._attributes = _attributes_of(self._modules)
 
     def also_reads(self, tensors: Sequence[Tensor]) -> None:
         """Watch tensors that are no parameters or buffers of it, and are read by it all the same."""
@@ -79,24 +88,39 @@ class FrozenModule:
         self._look()
 
     def is_evaluating(self) -> bool:
-        """Whether, at this moment, all of it is in evaluation mode and nobody's hook wants to see its calls."""
-        return not any(map(_training, self._modules)) and not any(self._hooks) and not any(_GLOBAL_HOOKS)
+        """Whether, at this moment, all of it is in evaluation mode and nobody's hook wants to see its calls.
+
+        Asked at every call, so it is looked at anew only when some module was given a mode, or some hook registered.
+        """
+        now = (_Clocks.modes_clock, RemovableHandle.next_id)
+        if now != self._as_of:
+            self._as_of = now
+            self._is_evaluating = not (
+                any(map(_training, self._modules)) or any(self._hooks) or any(_GLOBAL_HOOKS)
+            )
+        return self._is_evaluating
 
     def is_unchanged(self) -> bool:
         """Whether weights, freezing and attributes are what they were: asked at every call, so it is quick."""
         return (
             self._state == self._quick()
             and (self._numbers is None or torch.equal(self._numbers, torch.cat(self._watched)))
-            and not _Attributes.were_set(self._ids, since=self._since)
+            and not _Clocks.were_set(self._ids, since=self._since)
         )
 
     def is_unchanged_inside(self) -> bool:
         """Whether also nothing was edited past torch's version counters, or replaced: asked at every epoch."""
-        return self.is_unchanged() and self._content == self._thorough()
+        self._as_of = None
+        return (
+            self.is_unchanged()
+            and self._layout == self._layout_now()
+            and self._content == self._sum.value()
+            and self.has_own_attributes()
+        )
 
     def has_own_attributes(self) -> bool:
         """Whether the attributes of its modules are what they were; asked after a call of it."""
-        return bool(self._content[-1] == _attributes_of(self.module))
+        return self._attributes == _attributes_of(self._modules)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -117,13 +141,15 @@ class FrozenModule:
             list(map(Tensor.data_ptr, self._spread)),
         )
 
-    def _thorough(self) -> tuple[Any, ...]:
-        tensors = [*self.module.parameters(), *self.module.buffers()]
+    def _layout_now(self) -> tuple[Any, ...]:
+        """Give what its modules consist of, and where in memory each tensor lies."""
+        tables = list(chain.from_iterable(map(_tables, self._modules)))
         return (
-            list(map(id, self.module.modules())),
-            [(id(each), each.data_ptr(), each.dtype, each.device) for each in tensors],
-            state_sum(self._tensors),
-            _attributes_of(self.module),
+            list(map(len, tables)),
+            list(map(id, chain.from_iterable(map(_values_of, tables)))),
+            list(map(_description, self._tensors)),
+            list(map(Tensor.stride, self._tensors)),
+            list(map(Tensor.data_ptr, self._tensors)),
         )
 
     def obstacle(self) -> str:
@@ -142,14 +168,13 @@ _BOOKKEEPING = frozenset(vars(nn.Module())) | {"_trainer"}
 _SCALARS = frozenset({bool, int, float, str, type(None), torch.dtype})
 
 
-def _attributes_of(module: nn.Module) -> tuple[Any, ...]:
-    """Give what its modules keep in attributes: numbers and words, and a signature of everything else, classes too."""
+def _attributes_of(modules: Sequence[nn.Module]) -> tuple[Any, ...]:
+    """Give what modules keep in attributes: numbers and words, and a signature of everything else, classes too."""
     scalars: list[Any] = []
     others: dict[int, Any] = {}  # each once: a configuration stands in many modules
-    for each in module.modules():
-        others[id(type(each))] = type(
-            each
-        )  # with its attributes and functions, and the globals that they use
+    for each in modules:
+        kind = type(each)  # with its attributes and functions, and the globals that they use
+        others[id(kind)] = kind
         for name, value in vars(each).items():
             if name in _BOOKKEEPING:
                 continue
@@ -190,10 +215,11 @@ def is_opaque(module: nn.Module) -> bool:
 # ---- what is put in the way of every call
 
 
-class _Attributes:
+class _Clocks:
     """When attributes of modules were set: a module that is told `scale = 2.0` gives something else from then on."""
 
     clock = 0
+    modes_clock = 0  # of `training`
     last_set: dict[int, int] = {}  # noqa: RUF012 (there is one `nn.Module`, too); by the module's id
 
     @classmethod
@@ -202,14 +228,16 @@ class _Attributes:
 
 
 def _set_attribute(module: nn.Module, name: str, value: Any) -> None:
-    if name != "training":
+    if name == "training":
+        _Clocks.modes_clock += 1
+    else:
         before = module.__dict__.get(name)
         is_same = before is value or (
             type(before) is type(value) in {int, float, str, bool} and before == value
         )
         if not is_same:
-            _Attributes.clock += 1
-            _Attributes.last_set[id(module)] = _Attributes.clock
+            _Clocks.clock += 1
+            _Clocks.last_set[id(module)] = _Clocks.clock
     _plain_set(module, name, value)
 
 

@@ -116,8 +116,13 @@ def flag(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs:
         return bool(kwargs[name])
     if place < len(args):
         return bool(args[place])
+    return _is_on_by_default(function, name)
+
+
+@cache
+def _is_on_by_default(function: Callable[..., Any], name: str) -> bool:
     default = inspect.signature(function).parameters[name].default
-    return bool(default) if default is not inspect.Parameter.empty else False
+    return default is not inspect.Parameter.empty and bool(default)
 
 
 def without_flag(

@@ -27,7 +27,7 @@ from headstart.deferred.values import Values
 from headstart.errors import MisconfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 ReuseSetting = Literal["auto", "exact"]
@@ -228,6 +228,10 @@ class Reuse:
         """Give the real value of an expression."""
         return self._values.value(expression, batch)
 
+    def at_hand(self, expression: Expression, batch: Batch) -> Tensor | None:
+        """Give the real value of an expression at once, where it will be asked for as it is and is stored."""
+        return self._values.at_hand(expression, batch)
+
     def shape_of(self, tensor: Deferred) -> torch.Size:
         """Give the shape of a tensor whose shape differs from batch to batch."""
         return self._values.shape_of(tensor.expression, tensor.batch)
@@ -311,6 +315,9 @@ class Reuse:
         # As far as the workers of the loader would be ahead: a sampler may draw from the generator that training uses.
         in_flight = loader.num_workers * (loader.prefetch_factor or 0)
         reach = 1
+        expected: Mapping[
+            Expression, Any
+        ] = {}  # by the first batch of a pass, nothing: it may be another program
         while have(1 + in_flight):
             self._trains = trains  # between two training batches, others may have been evaluated
             ids = source.ids_of(coming[0])
@@ -322,9 +329,10 @@ class Reuse:
                 break
             del coming[0]
             batch = Batch(ids, reuse=self, source=source, ahead=ahead if foresees else None, reach=reach)
+            batch.expected = expected
             yield _handed_out(batch)
             reach = min(2 * reach, _FURTHEST)
-            source.targets = list(batch.forced)
+            source.targets = expected = batch.forced
             if source.obstacle:
                 self.say(f"Frozen work is done in every epoch: {source.obstacle}.")
                 self._forget_values(source)
@@ -392,6 +400,11 @@ def _emptied(coming: list[list[Any]], have: Callable[[int], bool]) -> Iterator[l
 def _handed_out(batch: Batch) -> Any:
     """Give a batch built as the loader builds it, of deferred tensors."""
     cpu = torch.device("cpu")
-    return map_structure(
-        batch.source.template, lambda leaf: Deferred(batch, leaf, cpu) if type(leaf) is Root else leaf
-    )
+
+    def handed_out(leaf: Any) -> Any:
+        if type(leaf) is not Root:
+            return leaf
+        value = batch.reuse.at_hand(leaf, batch)
+        return Deferred(batch, leaf, cpu) if value is None else value
+
+    return map_structure(batch.source.template, handed_out)

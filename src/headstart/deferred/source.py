@@ -34,7 +34,7 @@ from headstart.errors import MisconfigurationError
 from headstart.seed import capture_random_state, restore_random_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # Samplers that draw all their randomness when an epoch begins, so that looking ahead changes nothing.
 _FORESEEABLE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -74,7 +74,7 @@ class Source:
     def __init__(self, loader: Any) -> None:
         self.roots: list[Root] = []
         self.template: Any = None
-        self.targets: list[Expression] = []
+        self.targets: Mapping[Expression, Any] = {}
         self.content: str | None = None
         self.read_before: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders
         self.dataset = getattr(loader, "dataset", loader)
@@ -111,10 +111,12 @@ class Source:
 
         `None` where one is no number of a sample, such as a pair of a number and a size.
         """
-        try:
-            numbers = [operator.index(each) for each in indices]
-        except TypeError:
-            return None
+        numbers = indices
+        if set(map(type, indices)) != {int}:
+            try:
+                numbers = list(map(operator.index, indices))
+            except TypeError:
+                return None
         if not numbers or min(numbers) < 0 or max(numbers) >= len(self.dataset):
             return None
         ids = torch.tensor(numbers, dtype=torch.int64)

@@ -38,10 +38,11 @@ class Batch:
         source: The data set's record.
         ahead: Gives the ids of the batches that come next, as many as asked for.
         known: Real values of the plain computation, as far as it was done.
-        forced: Real values that were handed out, looked up or computed.
+        forced: Real values that were handed out, looked up or computed; `None` for one that is the program's own.
         rows: Real arguments of module calls that have a row per sample.
         num_recorded: The number of module calls that were recorded.
         reach: How many of the next batches are computed together with it, at the most.
+        expected: What will be forced of it, if the program does what it did with the last one.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Batch:
         self.ahead = ahead
         self.known: dict[Expression, Tensor] = {}
         self.rows: dict[Call, tuple[Tensor, ...]] = {}
-        self.forced: dict[Expression, Tensor] = {}
+        self.forced: dict[Expression, Tensor | None] = {}
         self.num_recorded = 0
         self.reach = reach
+        self.expected: Mapping[Expression, Any] = {}
         self._roots: list[Tensor] | None = None
         self._digests: dict[int, Tensor] = {}
 
@@ -199,6 +201,8 @@ class Deferred(Tensor):
             return _moved(pending, func, args, kwargs)
         if func in pure.METADATA or func in pure.LIKE:
             return func(*map_structure(args, _stand_in), **map_structure(kwargs, _stand_in))
+        if any(isinstance(each, nn.Parameter) and each.requires_grad for each in args):
+            return _run(func, args, kwargs)  # where most deferred tensors end: in the first layer that trains
         if func in pure.IN_PLACE and args[0] is pending and _is_alone(pending):
             return _changed(pending, func, args, kwargs, recorded=(pure.IN_PLACE[func], args, kwargs))
         if func in pure.PURE and kwargs.get("out") is None:
@@ -411,9 +415,12 @@ def _pending_or_real(value: Any) -> Iterator[Deferred]:
 
 
 def deferred_outputs(call: Call, batch: Batch, device: torch.device, family: list[Any] | None) -> Any:
-    """Give what a call gives, deferred."""
+    """Give what a call gives, deferred; or its value, where that is at hand and nobody shares memory with it."""
     template = call.template
     if type(template) is Output:
+        value = batch.reuse.at_hand(template, batch) if family is None else None
+        if value is not None:
+            return value if value.device == device else value.to(device)
         return Deferred(batch, template, device, family)
     family = [] if family is None else family  # tensors that one module gives may be views of each other
 

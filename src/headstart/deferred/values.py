@@ -146,6 +146,22 @@ class Values:
         batch.forced[expression] = batch.known[expression] = value
         return value
 
+    def at_hand(self, expression: Expression, batch: Batch) -> Tensor | None:
+        """Give a value (B, ...) that the last batch needed as it is, if it is stored for all samples; else `None`.
+
+        So the program gets a tensor of its own at once, and what it does with it is plain PyTorch. What frozen modules and
+        pure functions take stays deferred.
+        """
+        if expression.feeds_another or expression not in batch.expected:
+            return None
+        held = self.held.get(expression)
+        if held is None or held.witness is not None or not isinstance(held.column, Column):
+            return None
+        if not held.column.is_complete:
+            return None
+        batch.forced.setdefault(expression, None)
+        return self._looked_up(expression, held, batch)
+
     def drop(self, expressions: list[Expression]) -> None:
         """Forget the values of expressions."""
         for each in expressions:
