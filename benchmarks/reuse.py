@@ -124,6 +124,9 @@ def run_all(table: Table, sizes: Sizes, photos: dict, texts: dict, peer: str | N
     table.add_pairs(
         "photos, later epoch: headstart / plain loop on features", head["later"], head["plain"], at_most=2
     )
+    table.add_pairs(
+        "photos, later epoch: headstart / loop over a DataLoader of features", head["later"], head["loader"]
+    )
     table.compare("photos, last epoch, plain loop", head["losses"][-1], head["plain_losses"][-1], head)
     stage = run(own, do="last stage", epochs=sizes.stage_epochs, data=photos)
     table.add_pairs(
@@ -158,7 +161,10 @@ def add_memory(table: Table, sizes: Sizes, photos: dict, peer: str | None) -> No
     titles = {"reuse_frozen=False": plain, "Reuse(memory_limit=0)": disk}
     if peer:
         job["library"] = "pytorch_lightning"
-        titles["Lightning, really frozen"] = [run(peer, **job, is_reused=False)]
+        theirs = [run(peer, **job, is_reused=False) for _ in range(sizes.memory_runs)]
+        titles["Lightning, really frozen"] = theirs
+        middle[1] = int(statistics.median(each["RssAnon"] for each in theirs))
+        table.add_memory("photos, memory above Lightning's, values on disk", *middle)
     for title, runs in titles.items():
         anonymous, total = (
             ", ".join(megabytes(each[name]) for each in runs) for name in ("RssAnon", "VmHWM")
@@ -182,6 +188,10 @@ def add_first_pass(table: Table, head: dict, *, num_photos: int) -> None:
         f"bare forward, batch of 32 in the default format, outside: {1e3 * plain:.1f} ms an image; reading a photo in "
         f"one thread: {1e3 * head['reading']:.1f} ms"
     )
+    for name, (first, later) in head["formats"].items():
+        table.notes.append(
+            f"forward in chunks of 8, channels-last, {name}: {1e3 * later:.1f} ms an image (first call {first:.1f} s)"
+        )
     table.notes.append("headstart: " + "; ".join(head["report"].splitlines()))
 
 
@@ -205,25 +215,19 @@ class Table:
         """A row of two times and their ratio."""
         self._append(title, duration(first), duration(second), first / second, "x", at_least, at_most)
 
-    def add_pairs(self, title: str, first: list, second: list, *, at_most: float) -> None:
+    def add_pairs(self, title: str, first: list, second: list, *, at_most: float | None = None) -> None:
         """A row of times that were measured in turns: the median of their ratios."""
         ratio = statistics.median(one / other for one, other in zip(first, second, strict=True))
         times = (duration(statistics.median(each)) for each in (first, second))
         self._append(title, *times, ratio, "x", None, at_most)
 
-    def add_memory(self, title: str, first: int, second: int, *, at_most: float) -> None:
+    def add_memory(self, title: str, first: int, second: int, *, at_most: float | None = None) -> None:
         """A row of two sizes and their difference."""
         difference = (first - second) / 1e6
         self._append(title, megabytes(first), megabytes(second), difference, " MB", None, at_most)
 
     def _append(self, title, first, second, value, unit, at_least, at_most) -> None:
-        bar = (
-            f"at least {at_least}{unit}"
-            if at_least
-            else f"at most {at_most}{unit}"
-            if at_most
-            else "the limit"
-        )
+        bar = f"at least {at_least}{unit}" if at_least else f"at most {at_most}{unit}" if at_most else ""
         is_reached = value >= at_least if at_least else value <= at_most if at_most else None
         mark = "" if is_reached is None or not self._is_judged else "reached" if is_reached else "MISSED"
         self._rows.append((title, first, second, f"{value:.2f}{unit}", bar, mark))

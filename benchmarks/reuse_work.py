@@ -322,6 +322,7 @@ def time_photos(*, epochs: int, data: dict) -> dict:
     import headstart
     from headstart.allocator import memory_kept
     from headstart.deferred import Reuse
+    from headstart.seed import isolated_random_state
 
     loader = new_loader(data)
     reuse = Reuse(say=lambda line: None)
@@ -337,18 +338,33 @@ def time_photos(*, epochs: int, data: dict) -> dict:
     generator = torch.Generator().manual_seed(0)
     head = new_parts("photos")[1]
     optimizer = new_optimizer(head)
-    plain_seconds, plain_losses = [], []
+    plain_seconds, loader_seconds, plain_losses = [], [], []
+    # The same by way of a loader, in another order, with another head: only its time counts.
+    other = new_parts("photos")[1]
+    shuffled = DataLoader(TensorDataset(features, targets), batch_size=BATCH_SIZE, shuffle=True)
+    optimizer_of_other = new_optimizer(other)
 
     def plain_epoch() -> None:
         begun = time.perf_counter()
         losses = plain_loop(head, optimizer, features, targets, generator)
         plain_losses.append(mean_loss(losses))
         plain_seconds.append(time.perf_counter() - begun)
+        with isolated_random_state():
+            begun = time.perf_counter()
+            loader_loop(other, optimizer_of_other, shuffled)
+            loader_seconds.append(time.perf_counter() - begun)
 
     parts = backbone, new_parts("photos")[1]
     again = new_module(headstart.LightningModule, "photos", "really", parts, between=plain_epoch)
     later = fit("headstart", again, loader, epochs, reuse_frozen=reuse)
-    return {**result, "later": later["epochs"][1:], "plain": plain_seconds[1:], "plain_losses": plain_losses}
+    return {
+        **result,
+        "later": later["epochs"][1:],
+        "plain": plain_seconds[1:],
+        "loader": loader_seconds[1:],
+        "plain_losses": plain_losses,
+        "formats": time_formats(backbone, data),
+    }
 
 
 def plain_loop(module: nn.Module, optimizer, inputs, targets, generator) -> list[torch.Tensor]:
@@ -361,6 +377,15 @@ def plain_loop(module: nn.Module, optimizer, inputs, targets, generator) -> list
         optimizer.step()
         losses.append(loss.detach())
     return losses
+
+
+def loader_loop(module: nn.Module, optimizer, loader) -> None:
+    """One epoch over a loader of stored inputs."""
+    for inputs, targets in loader:
+        loss = cross_entropy(module(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -397,6 +422,35 @@ def time_bare_forward(backbone: nn.Module, data: dict) -> list[tuple[float, str,
                         taken = (time.perf_counter() - begun) / len(images)
                         seconds.setdefault((f"chunks of {chunk_size}, {name}", is_kept), []).append(taken)
     return [(min(taken), setting, is_kept) for (setting, is_kept), taken in seconds.items()]
+
+
+@torch.no_grad()
+def time_formats(backbone: nn.Module, data: dict) -> dict[str, list[float]]:
+    """Seconds of the first call, and an image afterwards, of the model in the formats that are opt-in."""
+    from headstart.allocator import memory_kept
+
+    photos = Photos(data["file"], data["size"])
+    images = torch.stack([photos[index][0] for index in range(BATCH_SIZE)])
+    chunks = images.contiguous(memory_format=torch.channels_last).split(8)
+    compiled = torch.compile(backbone.forward)
+
+    def in_bfloat16(chunk: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return backbone(chunk)
+
+    taken: dict[str, list[float]] = {}
+    with memory_kept():
+        for name, call in {"float32": backbone, "bfloat16": in_bfloat16, "compiled": compiled}.items():
+            begun = time.perf_counter()
+            call(chunks[0])
+            rounds = [time.perf_counter() - begun]
+            for _ in range(3):
+                begun = time.perf_counter()
+                for chunk in chunks:
+                    call(chunk)
+                rounds.append((time.perf_counter() - begun) / len(images))
+            taken[name] = [rounds[0], min(rounds[1:])]
+    return taken
 
 
 def time_last_stage(*, epochs: int, data: dict) -> dict:
