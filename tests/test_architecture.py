@@ -21,6 +21,9 @@ READING_ORDER = [
     "transfer",
     "datamodule",
     "freezing",
+    "groups",
+    "plan",
+    "plans",
     "module",
     "callback",
     # what a run is made of

@@ -90,7 +90,7 @@ def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_every_block_says_its_language(page):
     fences = re.findall(r"^```(\w*)$", page.read_text(), flags=re.MULTILINE)
-    assert set(fences[::2]) <= {"python", "sh", "text"}
+    assert set(fences[::2]) <= {"python", "sh", "text", "yaml"}
     assert set(fences[1::2]) <= {""}
 
 

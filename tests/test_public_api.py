@@ -6,7 +6,15 @@ import inspect
 import pytest
 
 PUBLIC = {
-    "headstart": ["Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"],
+    "headstart": [
+        "Callback",
+        "LightningDataModule",
+        "LightningModule",
+        "Phase",
+        "Plan",
+        "Trainer",
+        "seed_everything",
+    ],
     "headstart.callbacks": [
         "BackboneFinetuning",
         "BaseFinetuning",
@@ -78,7 +86,7 @@ def test_the_trainer_takes_these_arguments_and_methods():
         "enable_checkpointing", "enable_progress_bar", "enable_model_summary",
         "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark",
         "inference_mode", "use_distributed_sampler", "detect_anomaly", "reload_dataloaders_every_n_epochs",
-        "reuse_frozen", "default_root_dir", "unknown",
+        "reuse_frozen", "plan", "default_root_dir", "unknown",
     ]  # fmt: skip
     assert arguments_of(Trainer.fit)[:5] == [
         "model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path",

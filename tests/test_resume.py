@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from headstart import Callback, LightningModule, Trainer, seed_everything
 from headstart.callbacks import BackboneFinetuning, BaseFinetuning, EarlyStopping, ModelCheckpoint
+from headstart.errors import MisconfigurationError
 from headstart.loggers.logger import Logger
+from headstart.plan import Phase, Plan
 
 NUM_SAMPLES, BATCH_SIZE, NUM_BATCHES = 18, 4, 5  # the last batch is short
 
@@ -464,3 +466,30 @@ def test_a_second_process_finishes_what_a_kill_cut_in_the_middle_of_an_epoch(tmp
     runpy.run_path(str(program))
     # JSON holds floats in full: equal text is equal bits.
     assert json.loads(resumed.stdout) == json.loads(capsys.readouterr().out)
+
+
+# ---- plans
+
+
+PLAN = Plan(
+    phases=[
+        Phase(name="head", trains="head", epochs=1),
+        Phase(name="top", trains=("head", "last block"), lr=0.02, steps=7, norms="frozen"),
+        Phase(name="all", trains="all", lr=0.01, layer_decay=0.5, epochs=1, l2_sp=0.1),
+    ],
+    monitor="val_loss",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", ["sgd", "adam and warm-up", "one cycle"])
+def test_a_plan_goes_on_from_every_moment_phase_ends_included(tmp_path, setup):
+    check_every_resume(tmp_path, lambda: Net(setup), plan=PLAN, max_epochs=-1)
+
+
+def test_a_resume_with_another_plan_is_refused_where_it_has_begun(tmp_path):
+    trainer = new_trainer(plan=PLAN, max_epochs=1)
+    trainer.fit(Net(), train_loader(), val_loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(MisconfigurationError, match="phases that have begun cannot change"):
+        new_trainer(plan="full").fit(Net(), train_loader(), val_loader(), ckpt_path=tmp_path / "a.ckpt")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headstart.callback import Callback
     from headstart.datamodule import LightningDataModule
     from headstart.module import LightningModule
+    from headstart.plan import Phase, Plan
     from headstart.seed import seed_everything
     from headstart.trainer import Trainer
 
@@ -22,6 +23,8 @@ _DEFINED_IN = {
     "Callback": "headstart.callback",
     "LightningDataModule": "headstart.datamodule",
     "LightningModule": "headstart.module",
+    "Phase": "headstart.plan",
+    "Plan": "headstart.plan",
     "Trainer": "headstart.trainer",
     "seed_everything": "headstart.seed",
 }
@@ -31,6 +34,8 @@ __all__ = [
     "Callback",
     "LightningDataModule",
     "LightningModule",
+    "Phase",
+    "Plan",
     "Trainer",
     "seed_everything",
 ]

@@ -202,7 +202,63 @@ def regroup(optimizer: Optimizer, names: ParamNames, module: nn.Module) -> None:
         optimizer.param_groups.append({"params": found, **template})
 
 
+def split_groups(
+    optimizer: Optimizer, module: nn.Module, keys: Mapping[str, Any], *, labels: Mapping[str, str]
+) -> None:
+    """Split the groups of an optimizer so that all parameters of one have the same key, and name them.
+
+    A group's first part keeps its place, the others come after all groups, so that a scheduler finds what it knows where it
+    was. Parameters of the module that are in no group join the first one's parts. Options are those of the group that is
+    split.
+
+    Args:
+        optimizer: The optimizer.
+        module: Whose parameters it trains.
+        keys: By the parameter's name.
+        labels: The names of the groups, by the parameter's name; two parameters of one key have one label.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        >>> split_groups(optimizer, net, {"weight": 0, "bias": 1}, labels={"weight": "w", "bias": "b"})
+        >>> [group["name"] for group in optimizer.param_groups]
+        ['w', 'b']
+    """
+    groups = optimizer.param_groups
+    source = {name: index for index, names in enumerate(group_names(optimizer, module)) for name in names}
+    parts: dict[tuple[int, Any], list[str]] = {}
+    for name, _ in module.named_parameters():
+        parts.setdefault((source.get(name, 0), keys[name]), []).append(name)
+    own = {parameter: name for name, parameter in module.named_parameters()}
+    foreign = [[each for each in group["params"] if each not in own] for group in groups]
+    options = [
+        {key: value for key, value in group.items() if key not in {"params", "param_names"}}
+        for group in groups
+    ]
+    has_names = ["param_names" in group for group in groups]
+    split: dict[int, dict[str, Any]] = {}
+    late: list[dict[str, Any]] = []
+    for (index, _), names in parts.items():
+        label = labels[names[0]]
+        if len(groups) > 1:
+            label = f"{options[index].get('name', f'pg{index + 1}')}, {label}"
+        group = {**options[index], "params": [module.get_parameter(name) for name in names], "name": label}
+        if has_names[index]:
+            group["param_names"] = names
+        if index in split:
+            late.append({**group, _SPLIT_FROM: index})
+        else:
+            split[index] = group
+    for index, rest in enumerate(foreign):
+        split.setdefault(index, {**options[index], "params": []})["params"] += rest
+    # Not add_param_group: it would fill in defaults over the options.
+    groups[:] = [*(split[index] for index in range(len(groups))), *late]
+
+
 # ---- schedulers and late groups
+
+# In a late group: the one whose schedule it follows, where that is not the first.
+_SPLIT_FROM = "split_from"
 
 
 def sync_scheduler(scheduler: Any) -> None:
@@ -214,6 +270,37 @@ def sync_scheduler(scheduler: Any) -> None:
         return
     for index in range(_num_known_groups(scheduler, optimizer), len(optimizer.param_groups)):
         _introduce(scheduler, index)
+
+
+def rescale(schedulers: Sequence[Any], optimizer: Optimizer, index: int, *, previous: float) -> None:
+    """Let a group's schedules go on from a rate that it was just given in place of `previous`, in proportion to it.
+
+    Unlike `rebase`, it compares with no other group. Where the schedule stands at zero, the rate given is the base rate.
+    """
+    group = optimizer.param_groups[index]
+    rate = float(group["lr"])
+    ratio = rate / previous if previous else 1.0
+    for key in ("initial_lr", "max_lr", "min_lr", "swa_lr"):  # of OneCycleLR and SWALR
+        if schedulers and key in group:
+            group[key] *= ratio
+    for each in schedulers:
+        _rescale(each, index, rate=rate, previous=previous, ratio=ratio)
+
+
+def _rescale(scheduler: Any, index: int, *, rate: float, previous: float, ratio: float) -> None:
+    for inner in _inner_schedulers(scheduler):
+        _rescale(inner, index, rate=rate, previous=previous, ratio=ratio)
+    last = getattr(scheduler, "_last_lr", None)  # what `get_last_lr` gives
+    if isinstance(last, list):
+        last[index] = rate
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        scheduler.min_lrs[index] *= ratio
+    elif hasattr(scheduler, "base_lrs"):
+        if isinstance(scheduler, lr_scheduler.CyclicLR):
+            scheduler.max_lrs[index] *= ratio
+        floor, base = float(getattr(scheduler, "eta_min", 0.0)), scheduler.base_lrs[index]
+        above = (rate - floor) / (previous - floor) if previous != floor else 0.0
+        scheduler.base_lrs[index] = floor + (base - floor) * above if above else rate
 
 
 def rebase(scheduler: Any, index: int, *, previous: float) -> None:
@@ -245,16 +332,17 @@ def _num_known_groups(scheduler: Any, optimizer: Optimizer) -> int:
 def _introduce(scheduler: Any, index: int) -> None:
     """Tell `scheduler` of group `index` of its optimizer, the first that it does not know."""
     group = scheduler.optimizer.param_groups[index]
-    reference = scheduler.optimizer.param_groups[0]
+    followed = _followed(scheduler, index)
+    reference = scheduler.optimizer.param_groups[followed]
     last = getattr(scheduler, "_last_lr", None)
     if isinstance(last, list) and len(last) <= index:
         last.append(group["lr"])
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
         # A floor in proportion: the head's floor may lie above the late group's whole rate.
-        scheduler.min_lrs.append(scheduler.min_lrs[0] * _share(scheduler, index))
+        scheduler.min_lrs.append(scheduler.min_lrs[_followed(scheduler, index)] * _share(scheduler, index))
         return
-    if hasattr(scheduler, "lr_lambdas"):  # LambdaLR and MultiplicativeLR: the first group's function
-        scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
+    if hasattr(scheduler, "lr_lambdas"):  # of LambdaLR and MultiplicativeLR
+        scheduler.lr_lambdas.append(scheduler.lr_lambdas[followed])
     if not hasattr(scheduler, "base_lrs"):
         return
     scheduler.base_lrs.append(group["lr"])
@@ -262,7 +350,7 @@ def _introduce(scheduler: Any, index: int) -> None:
         scheduler.max_lrs.append(group["lr"])
     for name in ("base_momentums", "max_momentums"):
         if hasattr(scheduler, name):
-            getattr(scheduler, name).append(getattr(scheduler, name)[0])
+            getattr(scheduler, name).append(getattr(scheduler, name)[followed])
     for key in ("base_momentum", "max_momentum"):
         if key in reference:
             group.setdefault(key, reference[key])
@@ -271,20 +359,27 @@ def _introduce(scheduler: Any, index: int) -> None:
     _set_base(scheduler, index)
 
 
+def _followed(scheduler: Any, index: int) -> int:
+    """The group whose schedule a late one follows."""
+    return int(scheduler.optimizer.param_groups[index].get(_SPLIT_FROM, 0))
+
+
 def _share(scheduler: Any, index: int, *, floor: float = 0.0) -> float:
-    """What of the late group's rate lies above the floor, as a multiple of the first group's, whose schedule it follows."""
+    """What of the late group's rate lies above the floor, as a multiple of that of the group whose schedule it follows."""
+    followed = _followed(scheduler, index)
     rate = float(scheduler.optimizer.param_groups[index]["lr"]) - floor
-    first = float(scheduler.optimizer.param_groups[0]["lr"]) - floor
+    first = float(scheduler.optimizer.param_groups[followed]["lr"]) - floor
     if not first and getattr(scheduler, "base_lrs", None):
         # The schedule stands at zero: the rate given is the base rate.
-        first = float(scheduler.base_lrs[0]) - floor
+        first = float(scheduler.base_lrs[followed]) - floor
     return rate / first if first else 1.0
 
 
 def _set_base(scheduler: Any, index: int) -> None:
     """Set what the scheduler starts from for one group, so that it stands at the group's present rate now."""
     group = scheduler.optimizer.param_groups[index]
-    reference = scheduler.optimizer.param_groups[0]
+    followed = _followed(scheduler, index)
+    reference = scheduler.optimizer.param_groups[followed]
     share = _share(scheduler, index)
     if isinstance(scheduler, lr_scheduler.OneCycleLR):  # keeps its bounds in the groups
         for key in ("max_lr", "min_lr"):
@@ -292,12 +387,12 @@ def _set_base(scheduler: Any, index: int) -> None:
     if isinstance(scheduler, SWALR):  # keeps its aim in the groups
         group["swa_lr"] = reference["swa_lr"] * share
     if isinstance(scheduler, lr_scheduler.CyclicLR):
-        scheduler.max_lrs[index] = scheduler.max_lrs[0] * share
+        scheduler.max_lrs[index] = scheduler.max_lrs[followed] * share
     floor = float(getattr(scheduler, "eta_min", 0.0))
-    above = (scheduler.base_lrs[0] - floor) * _share(scheduler, index, floor=floor)
+    above = (scheduler.base_lrs[followed] - floor) * _share(scheduler, index, floor=floor)
     scheduler.base_lrs[index] = floor + above
     # OneCycleLR reads this key of the group; its own `base_lrs` holds the rates of before the cycle.
-    group["initial_lr"] = reference.get("initial_lr", scheduler.base_lrs[0]) * share
+    group["initial_lr"] = reference.get("initial_lr", scheduler.base_lrs[followed]) * share
 
 
 # ---- manual optimization

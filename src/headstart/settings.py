@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from headstart.callback import Callback
 from headstart.deferred import Reuse
 from headstart.errors import MisconfigurationError, UnknownArgumentError, did_you_mean
 from headstart.hooks import is_overridden
+from headstart.plan import Plan
 from headstart.strategy import Strategy
 
 
@@ -125,6 +127,27 @@ def choose_reuse(given: Any, *, say: Callable[[str], None]) -> Reuse | None:
     return Reuse(setting=given, say=say)
 
 
+def choose_plan(given: Any) -> Plan | None:
+    """Give the plan: itself, or what a plan's name, a YAML file or plain values say.
+
+    Raises:
+        MisconfigurationError: If it is none of those.
+    """
+    if given is None or isinstance(given, Plan):
+        return given
+    if isinstance(given, Mapping):
+        return Plan.from_dict(given)
+    if isinstance(given, Path) or (isinstance(given, str) and given.endswith((".yaml", ".yml"))):
+        return Plan.from_yaml(given)
+    if isinstance(given, str):
+        from headstart.plans import named_plan
+
+        return named_plan(given)
+    raise MisconfigurationError(
+        f"plan is a {type(given).__name__}; expected a Plan, the name of one, a YAML file, or plain values."
+    )
+
+
 def gather_loggers(logger: Any, *, default_root_dir: str) -> list[Any]:
     """Give the loggers: those given, or the default (TensorBoard where it is installed, else CSV)."""
     if logger is False:
@@ -145,6 +168,7 @@ def gather_callbacks(
     progress_bar: bool,
     model_summary: bool,
     max_time: Any,
+    plan: Plan | None = None,
 ) -> list[Callback]:
     """Give the callbacks, in order: those given, and the defaults for what is enabled and not given.
 
@@ -158,6 +182,10 @@ def gather_callbacks(
     for each in callbacks:
         if not isinstance(each, Callback):
             raise TypeError(f"callbacks received {type(each).__name__}; expected Callback objects.")
+    if plan is not None:
+        from headstart.callbacks.plan import PlanRunner
+
+        callbacks.insert(0, PlanRunner(plan))
 
     def has(kind: type) -> bool:
         return any(isinstance(each, kind) for each in callbacks)

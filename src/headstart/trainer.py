@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import sys
@@ -25,6 +26,7 @@ from headstart.deferred import Reuse
 from headstart.errors import MisconfigurationError
 from headstart.hooks import Hooks, check_names, is_overridden
 from headstart.logbook import Logbook
+from headstart.metrics import load_metric_states, metric_states
 from headstart.module import LightningModule
 from headstart.optim import (
     ManagedOptimizer,
@@ -33,6 +35,7 @@ from headstart.optim import (
     read_configuration,
     sync_scheduler,
 )
+from headstart.plan import Plan
 from headstart.precision import Precision
 from headstart.seed import isolated_random_state
 from headstart.strategy import SingleDevice, Strategy
@@ -80,6 +83,8 @@ class Trainer:
         reload_dataloaders_every_n_epochs: Ask for the loaders anew every so many epochs; 0 for once.
         reuse_frozen: Compute the output of what is frozen once for each sample: `"auto"`; `"exact"`, in the loader's own
             batches only; a `headstart.deferred.Reuse`, for its settings; `False` computes it in every epoch.
+        plan: What trains when: a `headstart.plan.Plan`, the name of one (`"lp_ft"`), a YAML file, or plain values. Where
+            `max_epochs` is not given, the plan says when the run ends.
         default_root_dir: Where logs and checkpoints go when nothing else is said; the working directory.
         **unknown: Anything else is an error, with the name that was probably meant.
 
@@ -131,12 +136,16 @@ class Trainer:
         detect_anomaly: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
         reuse_frozen: Literal["auto", "exact", False] | Reuse = "auto",
+        plan: Plan | str | Mapping[str, Any] | None = None,
         default_root_dir: str | Path | None = None,
         **unknown: Any,
     ) -> None:
         known = [name for name in inspect.signature(Trainer).parameters if name != "unknown"]
         settings.refuse_unknown(unknown, known)
         settings.check_settings(locals())
+        self.plan = settings.choose_plan(plan)
+        if self.plan is not None and max_epochs is None:
+            max_epochs = self.plan.num_epochs or -1
         is_bounded = max_epochs is not None or max_steps != -1 or max_time is not None or bool(fast_dev_run)
         self._epochs_are_a_guess = not is_bounded
         self.max_epochs: int = (-1 if is_bounded else 1000) if max_epochs is None else max_epochs
@@ -183,6 +192,7 @@ class Trainer:
         )
         self.callbacks: list[Callback] = settings.gather_callbacks(
             callbacks,
+            plan=self.plan,
             is_trial=bool(fast_dev_run),
             checkpointing=enable_checkpointing is not False,
             progress_bar=enable_progress_bar is not False,
@@ -769,10 +779,15 @@ class Trainer:
         self.strategy.setup(module)
         freezing.establish_modes(module)
         with isolated_random_state():
-            return freezing.audit(module, optimizers=optimizers, step=self._audited_step(module, batch))
+            return freezing.audit(module, optimizers=optimizers, step=self.untraced_step(module, batch))
 
-    def _audited_step(self, module: LightningModule, batch: Any) -> Callable[[], Any] | None:
-        """What one training step computes, without a trace in the run's records; `None` where there is no batch."""
+    def untraced_step(self, module: LightningModule, batch: Any) -> Callable[[], Any] | None:
+        """Give what computes one training step, without a trace in the run's records.
+
+        Args:
+            module: The module.
+            batch: The batch; `None` takes `example_input_array` through `forward`, and is `None` where there is none.
+        """
         example = module.example_input_array
         if batch is None and example is None:
             return None
@@ -780,16 +795,32 @@ class Trainer:
         def step() -> Any:
             if batch is None:
                 return module(*example) if isinstance(example, tuple) else module(example)
-            trainer, module.trainer = (
-                module.__dict__.get("_trainer"),
-                None,
-            )  # so that self.log records nothing
-            try:
+            with self._without_a_trace(module, batch), self.precision_plugin.forward_context():
                 return module.training_step(*(batch, 0)[: self.step_function("training_step", module)[1]])
-            finally:
-                module.trainer = trainer
 
         return step
+
+    @contextmanager
+    def _without_a_trace(self, module: LightningModule, batch: Any) -> Iterator[None]:
+        """Let what the module logs, and what its metrics see, be forgotten."""
+        metrics = copy.deepcopy(metric_states(module))
+        is_running = module.__dict__.get("_trainer") is self and self.hooks is not None
+        before = self.logbook, self.current_batch, self.hooks.current if is_running else ""
+        try:
+            if is_running:
+                self.logbook, self.current_batch, self.hooks.current = Logbook(self), batch, "training_step"
+                yield
+            else:
+                trainer, module.trainer = module.__dict__.get("_trainer"), None
+                try:
+                    yield
+                finally:
+                    module.trainer = trainer
+        finally:
+            self.logbook, self.current_batch = before[:2]
+            if is_running:
+                self.hooks.current = before[2]
+            load_metric_states(module, metrics)
 
     # ---- manual optimization
 

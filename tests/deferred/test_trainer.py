@@ -167,6 +167,20 @@ def test_views_are_computed_once_each_and_follow_the_epochs(make_trainer):
     assert trainer.reuse.report().num_computed == 2 * 64
 
 
+@pytest.mark.parametrize("setting", ["auto", "exact"])
+def test_a_generator_of_the_loaders_own_is_where_the_plain_run_leaves_it(make_trainer, setting):
+    """The trainer takes as many batches as there are, and never asks for one more: only then a sampler draws again."""
+
+    def draw(setting):
+        generator = torch.Generator().manual_seed(3)
+        seed_everything(0)
+        loader = DataLoader(Photos(), batch_size=16, shuffle=True, generator=generator)
+        make_trainer(setting, max_epochs=3).fit(Net(), loader)
+        return torch.rand(1, generator=generator).item(), torch.rand(1).item()
+
+    assert draw(setting) == draw(None)
+
+
 def test_random_augmentation_is_live_and_named(quiet_trainer, capfd):
     class Noisy(Photos):
         def __getitem__(self, index):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from headstart.backbones.preprocessing import ImagePreprocessing, TextPreprocessing
 from headstart.errors import MisconfigurationError
+from headstart.groups import blocks_in
 
 Kind = Literal["images", "text"]
 
@@ -63,7 +64,7 @@ class Backbone(nn.Module):
         Lists of layers are taken apart, everything else stays whole. A parameter that belongs to no block (a class
         token, a position embedding that hangs on the model itself) belongs with the input.
         """
-        return list(_blocks("model", self.model))
+        return list(blocks_in(self.model, "model"))
 
     def describe(self) -> dict[str, Any]:
         """Give plain values from which `rebuild_backbone` builds this backbone again, without its weights.
@@ -147,20 +148,3 @@ def measure_width(module: nn.Module, inputs: Any) -> int:
             "flatten its output first: nn.Sequential(network, nn.AdaptiveAvgPool2d(1), nn.Flatten())."
         )
     return int(features.shape[1])
-
-
-def _is_list(module: nn.Module) -> bool:
-    # The exact types: a subclass of Sequential (a convolution with its norm, say) is a unit.
-    return type(module) in {nn.Sequential, nn.ModuleList}
-
-
-def _blocks(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        path = f"{prefix}.{name}"
-        if not any(True for _ in child.parameters()):
-            continue
-        # Inside a list, its members stay whole; around one, a module (an encoder, say) is only its frame.
-        if _is_list(child) or (not _is_list(module) and any(_is_list(each) for each in child.children())):
-            yield from _blocks(path, child)
-        else:
-            yield path, child

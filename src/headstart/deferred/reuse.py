@@ -301,14 +301,18 @@ class Reuse:
         order = index_loader(loader, first=loader not in source.read_before)
         source.read_before.add(loader)
         coming: list[list[Any]] = []
+        num_drawn = 0
 
         def have(count: int) -> bool:
+            nonlocal num_drawn
             while len(coming) < count and (indices := next(order, None)) is not None:
                 coming.append(list(indices))
+                num_drawn += 1
             return bool(coming)
 
         def ahead(count: int) -> list[Tensor]:
-            have(count)
+            # Not beyond the last: a sampler draws once more when it ends, and who counts batches never asks for that.
+            have(min(count, len(coming) + len(loader) - num_drawn))
             return [ids for indices in coming[:count] if (ids := source.ids_of(indices)) is not None]
 
         foresees = self.setting == "auto" and is_foreseeable(loader)

@@ -1,0 +1,532 @@
+"""`PlanRunner`: follows a plan during a run; `Trainer(plan=...)` makes one.
+
+It keeps the place in the plan (which phase, since when, its best weights), and applies what the plan says of that place: at the
+start, at every epoch, after every validation. The place goes into the checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from headstart import freezing
+from headstart.callback import Callback
+from headstart.callbacks.early_stopping import StoppingRule
+from headstart.callbacks.monitored import never_logged
+from headstart.errors import MisconfigurationError, missing_dependency
+from headstart.groups import Layout, is_norm, layout_of
+from headstart.optim import group_names, rescale, split_groups, sync_scheduler
+from headstart.plan import BEST_BLOCK, Norms, Plan, State
+from headstart.seed import isolated_random_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headstart.module import LightningModule
+    from headstart.trainer import Trainer
+
+# Batches from which the block that asks for training most is found.
+_NUM_BATCHES = 8
+
+
+class PlanRunner(Callback):
+    """Lets a plan say what trains, and at which rate.
+
+    Args:
+        plan: The plan.
+        say_table: Whether the plan is printed, with parameters and FLOPs of each phase, before training.
+
+    Attributes:
+        phase: The number of the phase that runs, from 0.
+        history: For each phase that ended, and the one that runs: its name, its first epoch and step, and the best value of
+            the monitored one.
+
+    Example:
+        >>> from headstart.plans import linear_probe
+        >>> PlanRunner(linear_probe()).phase
+        0
+    """
+
+    def __init__(self, plan: Plan, *, say_table: bool = True) -> None:
+        super().__init__()
+        self.plan = plan
+        self.say_table = say_table
+        self._layout: Layout | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.phase = 0
+        self.history: list[dict[str, Any]] = []
+        self._is_over = False
+        self._best_block: int | None = None
+        self._best_weights: dict[str, Tensor] = {}
+        self._anchors: dict[str, Tensor] = {}
+        self._configured: list[
+            tuple[float, float]
+        ] = []  # rate and weight decay of each group, as it was made
+        self._rates: list[float] = []  # of each group at the phase's start
+        self._pinned: list[nn.Module] = []  # norms, by this plan
+        self._rule = self._new_rule()
+        self._cost_is_said = False
+
+    # ---- before training
+
+    def on_model_built(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put adapters in, and let everything train, so that the optimizer is made with all of it."""
+        from headstart.callbacks.finetuning import BaseFinetuning
+
+        if trainer.progress.total_batches == 0:  # of this fit; what a checkpoint holds comes later
+            self._begin_anew()
+        rival = next((each for each in trainer.callbacks if isinstance(each, BaseFinetuning)), None)
+        if rival is not None:
+            raise MisconfigurationError(
+                f"Trainer(plan=...) and {type(rival).__name__} both say what trains. Choose one: leave out the plan, or the "
+                "callback."
+            )
+        if self.plan.lora is not None:
+            put_adapters_in(pl_module.get_submodule(self.plan.backbone), self.plan)
+        self._layout = layout_of(pl_module, backbone=self.plan.backbone)
+        states = [
+            self._state(index) for index in range(len(self.plan.phases))
+        ]  # every word chooses something
+        freezing.set_trainable(pl_module, {name for state in states for name in state.trainable})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the optimizer its groups, all of them, with names; enter the first phase."""
+        if len(trainer.optimizers) != 1 or not pl_module.automatic_optimization:
+            raise MisconfigurationError(
+                f"A plan needs one optimizer and automatic optimization; {type(pl_module).__name__} has "
+                f"{len(trainer.optimizers)} optimizers."
+            )
+        optimizer = trainer.optimizers[0]
+        if any(phase.has_schedule for phase in self.plan.phases) and trainer.lr_scheduler_configs:
+            raise MisconfigurationError(
+                f"Plan {self.plan.name!r} has a warm-up or a schedule, and configure_optimizers gives a scheduler. Choose one."
+            )
+        split_groups(optimizer, pl_module, self._keys(), labels=self._labels())
+        self._configured = [
+            (float(g["lr"]), float(g.get("weight_decay", 0.0))) for g in optimizer.param_groups
+        ]
+        for config in trainer.lr_scheduler_configs:
+            sync_scheduler(config.scheduler)
+        if any(phase.l2_sp for phase in self.plan.phases) and not self._anchors:
+            backbone = {name for block in self.layout.blocks for name in block}
+            self._anchors = {
+                name: each.detach().clone() for name, each in pl_module.named_parameters() if name in backbone
+            }
+        if not self.history:
+            self._enter(trainer, 0)
+        self._apply(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the plan."""
+        if self.say_table and not self._cost_is_said:
+            self._cost_is_said = True
+            trainer.say(table_of(self.plan, list(self._costs(trainer, pl_module))))
+        self._apply(pl_module)
+        if self._is_over and self._is_last:  # of a run that was cut after its last phase
+            trainer.should_stop = True
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the module that trains."""
+        assert self._layout is not None, "no module was built yet"
+        return self._layout
+
+    # ---- at its boundaries
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next phase, if this one is over."""
+        if self._is_over or self._has_run_out(trainer):
+            self._go_on(trainer, pl_module)
+        self._apply(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the rates of this step, where the phase has a schedule."""
+        phase = self.plan.phases[self.phase]
+        if phase.has_schedule:
+            step = trainer.global_step - self._now["step"]
+            factor = phase.factor_at(step, total=self._num_steps(trainer))
+            for group, rate in zip(trainer.optimizers[0].param_groups, self._rates, strict=True):
+                group["lr"] = rate * factor
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add the gradient of the pull to where the run began."""
+        strength = self.plan.phases[self.phase].l2_sp
+        if strength:
+            for name, parameter in pl_module.named_parameters():
+                if parameter.grad is not None and name in self._anchors:
+                    anchor = self._anchors[name].to(parameter.device)
+                    parameter.grad.add_(parameter.detach() - anchor, alpha=strength)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin the next phase within an epoch, if this one's steps are done."""
+        steps = self.plan.phases[self.phase].steps
+        is_settled = not trainer.progress.accumulated
+        if steps is not None and is_settled and trainer.global_step - self._now["step"] >= steps:
+            self._is_over = True
+            if self._is_last:
+                trainer.should_stop = True
+            elif not trainer.progress.is_last_batch:  # else the epoch's validation still counts for this one
+                self._go_on(trainer, pl_module)
+                trainer.observe_trainable_set()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the phase's best weights, and see whether it still improves."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._judge(trainer, pl_module)
+            self._apply(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the run after the last phase."""
+        if not trainer.enable_validation:
+            self._judge(trainer, pl_module)
+        epochs = self.plan.phases[self.phase].epochs
+        self._is_over |= epochs is not None and trainer.current_epoch + 1 - self._now["epoch"] >= epochs
+        if self._is_over and self._is_last:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the last phase's best weights back."""
+        self._restore_best(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Likewise where nothing was left to train; add the adapters to the weights."""
+        self._restore_best(trainer, pl_module)
+        if self.plan.lora is not None:
+            take_adapters_out(pl_module.get_submodule(self.plan.backbone))
+
+    # ---- from phase to phase
+
+    @property
+    def _now(self) -> dict[str, Any]:
+        return self.history[-1]
+
+    @property
+    def _is_last(self) -> bool:
+        return self.phase == len(self.plan.phases) - 1
+
+    def _has_run_out(self, trainer: Trainer) -> bool:
+        phase = self.plan.phases[self.phase]
+        return (phase.epochs is not None and trainer.current_epoch - self._now["epoch"] >= phase.epochs) or (
+            phase.steps is not None and trainer.global_step - self._now["step"] >= phase.steps
+        )
+
+    def _go_on(self, trainer: Trainer, module: LightningModule) -> None:
+        """From a phase's end to the next one's start."""
+        self._restore_best(trainer, module)
+        if not self._is_last:
+            self.phase += 1
+            if BEST_BLOCK in self.plan.phases[self.phase].trains:
+                self._best_block = self._find_best_block(trainer, module)
+            self._enter(trainer, self.phase)
+            self._apply(module)
+
+    def _enter(self, trainer: Trainer, index: int) -> None:
+        phase = self.plan.phases[index]
+        self.history.append(
+            {"name": phase.name, "epoch": trainer.current_epoch, "step": trainer.global_step, "best": None}
+        )
+        self._is_over = False
+        self._rule = self._new_rule()
+        self._set_rates(trainer)
+        if index:
+            rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(self._rates))
+            block = "" if self._best_block is None else f" (block {self._best_block})"
+            trainer.say(f"Phase {phase.name!r} begins{block}: learning rates {rates}.")
+
+    def _set_rates(self, trainer: Trainer) -> None:
+        """Set the rates and weight decays of the phase's start."""
+        optimizer, state = trainer.optimizers[0], self._state(self.phase)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        groups = zip(optimizer.param_groups, group_names(optimizer, trainer.lightning_module), strict=True)
+        self._rates = []
+        for index, (group, names) in enumerate(groups):
+            name = next(filter(None, names), "")
+            configured, decay = self._configured[index]
+            rate, factor = state.lrs.get(name, (None, 1.0))
+            previous = float(group["lr"])
+            is_kept = rate is None and factor == 1.0 and not self.plan.phases[self.phase].has_schedule
+            if not is_kept:  # else the schedule of `configure_optimizers` goes on
+                group["lr"] = (configured if rate is None else rate) * factor
+                rescale(schedulers, optimizer, index, previous=previous)
+            self._rates.append(float(group["lr"]))
+            if "weight_decay" in group:
+                wanted = state.weight_decays.get(name)
+                group["weight_decay"] = decay if wanted is None else wanted
+
+    def _num_steps(self, trainer: Trainer) -> float:
+        """The number of steps of the phase, as far as it is known."""
+        phase = self.plan.phases[self.phase]
+        per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        bounds = [phase.steps, None if phase.epochs is None else phase.epochs * per_epoch]
+        return min(each for each in [*bounds, float("inf")] if each is not None)
+
+    def _apply(self, module: LightningModule) -> None:
+        """Let train what the plan says; whoever changed it in between is overruled."""
+        freezing.set_trainable(module, self._state(self.phase).trainable)
+        norms = self.plan.phases[self.phase].norms
+        if norms == "train":
+            for each in self._pinned:
+                freezing.pin_mode(each, None)
+            self._pinned = []
+        elif not self._pinned:
+            backbone = module.get_submodule(self.plan.backbone)
+            self._pinned = [each for each in backbone.modules() if is_norm(each)]
+        for each in self._pinned:
+            freezing.pin_mode(each, "train" if norms == "adapt" else "eval")
+
+    def _state(self, phase: int) -> State:
+        return self.plan.state_at(self.layout, phase, best_block=self._best_block)
+
+    # ---- the best of a phase
+
+    def _new_rule(self) -> StoppingRule:
+        patience = self.plan.phases[self.phase].patience
+        return StoppingRule(mode=self.plan.mode, patience=patience or 2**31, check_finite=False)
+
+    def _judge(self, trainer: Trainer, module: LightningModule) -> None:
+        monitor = self.plan.monitor
+        if monitor is None:
+            return
+        if monitor not in trainer.callback_metrics:
+            raise never_logged(monitor, trainer.callback_metrics, owner="Plan")
+        value = float(trainer.callback_metrics[monitor])
+        if self._rule.is_improvement(value) or not self._best_weights:
+            self._now["best"] = value
+            trained = set(self._state(self.phase).trainable)
+            parameters = ((name, each) for name, each in module.named_parameters() if name in trained)
+            self._best_weights = {
+                name: each.detach().clone() for name, each in [*parameters, *module.named_buffers()]
+            }
+        reason = self._rule.reason_to_stop(value)
+        if reason is not None:
+            trainer.say(f"Phase {self._now['name']!r} ends: {monitor}: {reason}.")
+            self._is_over = True
+
+    @torch.no_grad()
+    def _restore_best(self, trainer: Trainer, module: LightningModule) -> None:
+        """Put the best weights back; moments of an optimizer belong to the weights that they were gathered at."""
+        places: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        others = [
+            name
+            for name, value in self._best_weights.items()
+            if not torch.equal(places[name], value.to(places[name].device))
+        ]
+        for name in others:
+            places[name].copy_(self._best_weights[name])
+        if any(isinstance(places[name], nn.Parameter) for name in others):
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+        self._best_weights = {}
+
+    # ---- the groups
+
+    def _keys(self) -> dict[str, Any]:
+        """Give for every parameter what tells its group from the others: its rate and weight decay in every phase."""
+        states = [self._state(index) for index in range(len(self.plan.phases))]
+        is_by_block = any(phase.is_by_block for phase in self.plan.phases)
+        depths, top = self.layout.depth_of(), len(self.layout.blocks)
+        return {
+            name: (
+                depths[name] if is_by_block else depths[name] == top,
+                tuple(state.weight_decays[name] == 0.0 for state in states),
+            )
+            for name in self.layout.names
+        }
+
+    def _labels(self) -> dict[str, str]:
+        """Give for every parameter the name of its group."""
+        is_by_block = any(phase.is_by_block for phase in self.plan.phases)
+        depths, top = self.layout.depth_of(), len(self.layout.blocks)
+        states = [self._state(index) for index in range(len(self.plan.phases))]
+        labels = {}
+        for name in self.layout.names:
+            label = "head" if depths[name] == top else f"block {depths[name]}" if is_by_block else "backbone"
+            is_spared = any(state.weight_decays[name] == 0.0 for state in states)
+            labels[name] = f"{label}, no decay" if is_spared else label
+        return labels
+
+    # ---- which block, and what it costs
+
+    def _find_best_block(self, trainer: Trainer, module: LightningModule) -> int:
+        """Give the block whose gradient is largest beside its weights, over some training batches."""
+        found = torch.zeros(len(self.layout.blocks))
+        wanted = {name: depth for depth, block in enumerate(self.layout.blocks) for name in block}
+        trains = freezing.trainable_names(module)
+        freezing.set_trainable(module, [*wanted, *self.layout.head])
+        modes = [(each, each.training) for each in module.modules()]
+        buffers = [(each, each.clone()) for each in module.buffers()]
+        for batch in self._some_batches(trainer, _NUM_BATCHES):
+            step = trainer.untraced_step(module, batch)
+            assert step is not None, "a batch was given"
+            output = step()
+            loss = output["loss"] if isinstance(output, dict) else output
+            module.zero_grad()
+            loss.backward()
+            for depth, block in enumerate(self.layout.blocks):
+                pairs = [(module.get_parameter(name).grad, module.get_parameter(name)) for name in block]
+                gradient = sum(float(g.square().sum()) for g, _ in pairs if g is not None) ** 0.5
+                weight = sum(float(each.detach().square().sum()) for _, each in pairs) ** 0.5
+                found[depth] += gradient / (weight or 1.0)
+        module.zero_grad()
+        for each, training in modes:
+            each.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        freezing.set_trainable(module, trains)
+        return int(found.argmax())
+
+    def _some_batches(self, trainer: Trainer, count: int) -> Iterator[Any]:
+        """Give the first training batches, on the device, and leave no trace in anybody's random state."""
+        loader = trainer.train_dataloader
+        before = trainer.train_batches.random_state()
+        with isolated_random_state():
+            for index, batch in enumerate(loader):
+                if index == count:
+                    break
+                yield trainer.to_device(batch, 0)
+        trainer.train_batches.restore(before, only_loader=True)
+
+    def _costs(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[int, int | None]]:
+        """Give for each phase how many parameters train, and the FLOPs of a step."""
+        batch = next(iter(list(self._some_batches(trainer, 1))), None)
+        before = self.phase
+        seen: dict[tuple[tuple[str, ...], Norms], int | None] = {}
+        for index, phase in enumerate(self.plan.phases):
+            self.phase = index
+            self._apply(module)
+            trains = tuple(freezing.trainable_names(module))
+            if (trains, phase.norms) not in seen:
+                seen[trains, phase.norms] = trainer.audit(batch=batch).flops
+            yield sum(module.get_parameter(name).numel() for name in trains), seen[trains, phase.norms]
+        self.phase = before
+        self._apply(module)
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the plan, and what is needed to go on from it."""
+        return {
+            "plan": self.plan.to_dict(),
+            "phase": self.phase,
+            "history": [dict(each) for each in self.history],
+            "is_over": self._is_over,
+            "best_block": self._best_block,
+            "best_weights": dict(self._best_weights),
+            "anchors": dict(self._anchors),
+            "rates": list(self._rates),
+            "best": self._rule.best_score,
+            "wait_count": self._rule.wait_count,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a place.
+
+        Raises:
+            MisconfigurationError: If the checkpoint was made with another plan, as far as it had come.
+        """
+        theirs, ours = Plan.from_dict(state_dict["plan"]), self.plan
+        begun = state_dict["phase"] + 1
+        if theirs.phases[:begun] != ours.phases[:begun]:
+            raise MisconfigurationError(
+                f"The checkpoint is in phase {state_dict['phase']} of another plan ({theirs.name!r}; this one is {ours.name!r}): "
+                "phases that have begun cannot change. Resume with the plan that it was made with."
+            )
+        self.phase = int(state_dict["phase"])
+        self.history = [dict(each) for each in state_dict["history"]]
+        self._is_over = bool(state_dict["is_over"])
+        self._best_block = state_dict["best_block"]
+        self._best_weights = dict(state_dict["best_weights"])
+        self._anchors = dict(state_dict["anchors"])
+        self._rates = list(state_dict["rates"])
+        self._rule = self._new_rule()
+        self._rule.best_score = float(state_dict["best"])
+        self._rule.wait_count = int(state_dict["wait_count"])
+        self._cost_is_said = True
+
+
+def table_of(plan: Plan, costs: list[tuple[int, int | None]]) -> str:
+    """Give a plan as a table.
+
+    Args:
+        plan: The plan.
+        costs: For each phase the number of parameters that train, and the FLOPs of a step, `None` where unknown.
+
+    Example:
+        >>> from headstart.plans import linear_probe
+        >>> print(table_of(linear_probe(epochs=2), [(10, 1_200_000)]))
+        Plan 'linear_probe':
+        phase  trains  parameters  rate   norms  GFLOP a step  length
+        head   head    10          0.001  train  0.0012        2 epochs
+    """
+    rows = [("phase", "trains", "parameters", "rate", "norms", "GFLOP a step", "length")]
+    for phase, (count, flops) in zip(plan.phases, costs, strict=True):
+        rates = [f"{rate:.3g}" for rate in (phase.lr, phase.backbone_lr) if rate is not None]
+        rate = " / ".join(rates) or "as configured"
+        rate += f", decay {phase.layer_decay:.3g} a block" if phase.is_by_block else ""
+        rate += f", {phase.schedule}" if phase.schedule != "constant" else ""
+        rate += f", {phase.warmup_steps} steps of warm-up" if phase.warmup_steps else ""
+        cost = "" if flops is None else f"{flops / 1e9:.3g}"
+        rows.append(
+            (phase.name, " ".join(phase.trains), f"{count:,}", rate, phase.norms, cost, phase.length())
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join([f"Plan {plan.name!r}:", *lines])
+
+
+# ---- adapters
+
+
+def put_adapters_in(network: nn.Module, plan: Plan) -> None:
+    """Give the layers of a network adapters of low rank.
+
+    Raises:
+        MissingDependencyError: If peft is not installed.
+        MisconfigurationError: If no layer fits.
+    """
+    if any("lora_" in name for name, _ in network.named_parameters()):
+        return
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise missing_dependency("peft", needed_for="the plan 'lora'", extra="lora") from None
+    lora = plan.lora
+    assert lora is not None
+    targets: Any = list(lora.targets) if isinstance(lora.targets, tuple) else lora.targets
+    if targets == "all-linear":
+        targets = [name for name, each in network.named_modules() if isinstance(each, nn.Linear)]
+    if not targets:
+        raise MisconfigurationError(
+            f"{type(network).__name__} has no linear layer for an adapter: name layers of it with LoRA(targets=...), or "
+            "choose another plan."
+        )
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    try:
+        inject_adapter_in_model(config, network)
+    except ValueError as error:
+        raise MisconfigurationError(f"The adapters do not fit {type(network).__name__}: {error}") from error
+
+
+def take_adapters_out(network: nn.Module) -> None:
+    """Add the adapters of a network to its weights, and put its own layers back."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, layer.base_layer)

@@ -1,0 +1,343 @@
+"""`Phase` and `Plan`: what trains, when, and at which rate, as data that can be printed, saved and tested without training.
+
+A plan says what holds at a place in it (`Plan.state_at`): the names of the parameters that train, and each one's rate and
+weight decay. Nothing accumulates, so it can be applied at any time, any number of times; `headstart.callbacks.plan` does, and
+keeps the place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from headstart.errors import MisconfigurationError, did_you_mean
+from headstart.groups import Layout
+
+Norms = Literal["train", "adapt", "frozen"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+# Stands for the block that `surgical` finds when its phase begins.
+BEST_BLOCK = "best block"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a run in which the same parameters train.
+
+    It ends after `epochs`, or after `steps`, or when the monitored value has not improved for `patience` validations:
+    whichever comes first of those that are given.
+
+    Args:
+        name: For people.
+        trains: What trains: words and shell patterns, see `headstart.groups.Layout.choose`.
+        lr: Learning rate of the head at the phase's start; `None` is what the optimizer was made with.
+        backbone_lr: Learning rate of the backbone's last block; `None` is `lr`, or one `layer_decay` below it.
+        layer_decay: What the rate of a block is multiplied with from each block to the one before it (Howard & Ruder 2018
+            take 1/2.6; BEiT 0.65 to 0.75).
+        weight_decay: `None` is what the optimizer was made with.
+        decay_norms_and_biases: Whether weight decay is for norms and biases too.
+        norms: Of the backbone's norms: `"train"` treats them like all else; `"frozen"` keeps their weights and running
+            statistics; `"adapt"` keeps their weights and lets batch norms' running statistics follow the new data.
+        epochs: Number of epochs.
+        steps: Number of optimizer steps.
+        patience: Number of validations without an improvement of the plan's `monitor`.
+        warmup_steps: Steps over which the rate rises linearly from 0.
+        schedule: What the rate does afterwards, to the phase's end: stay, or fall to 0 in a line or half a cosine.
+        l2_sp: Pulls backbone weights to where the run began: that times half their squared distance is added to the loss
+            (Li, Grandvalet & Davoine 2018, "L2-SP").
+
+    Raises:
+        MisconfigurationError: If a value makes no sense, or nothing ends the phase.
+
+    Example:
+        >>> Phase(name="head", trains="head", lr=1e-3, epochs=5).trains
+        ('head',)
+    """
+
+    name: str
+    trains: tuple[str, ...] | str
+    lr: float | None = None
+    backbone_lr: float | None = None
+    layer_decay: float = 1.0
+    weight_decay: float | None = None
+    decay_norms_and_biases: bool = False
+    norms: Norms = "train"
+    epochs: int | None = None
+    steps: int | None = None
+    patience: int | None = None
+    warmup_steps: int = 0
+    schedule: Schedule = "constant"
+    l2_sp: float = 0.0
+
+    def __post_init__(self) -> None:
+        trains = (self.trains,) if isinstance(self.trains, str) else tuple(self.trains)
+        object.__setattr__(self, "trains", trains)
+        where = f"Phase {self.name!r}"
+        if not trains:
+            raise MisconfigurationError(
+                f"{where}: trains is empty; expected words or patterns, such as 'head'."
+            )
+        for name, lowest in {"epochs": 1, "steps": 1, "patience": 1, "warmup_steps": 0, "l2_sp": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise MisconfigurationError(f"{where}: {name} is {value}; expected {lowest} or more.")
+        for name in ("lr", "backbone_lr", "layer_decay"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise MisconfigurationError(f"{where}: {name} is {value}; expected a number above 0.")
+        for name, known in {
+            "norms": ("train", "adapt", "frozen"),
+            "schedule": ("constant", "linear", "cosine"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise MisconfigurationError(
+                    f"{where}: {name} is {getattr(self, name)!r}; expected one of {', '.join(known)}."
+                    f"{did_you_mean(str(getattr(self, name)), known)}"
+                )
+        if self.epochs is None and self.steps is None and self.patience is None:
+            raise MisconfigurationError(f"{where} never ends: give epochs=, steps= or patience=.")
+        if self.schedule != "constant" and self.epochs is None and self.steps is None:
+            raise MisconfigurationError(
+                f"{where}: a {self.schedule} schedule needs to know its end: give epochs= or steps=."
+            )
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether its rates differ from step to step."""
+        return self.warmup_steps > 0 or self.schedule != "constant"
+
+    @property
+    def is_by_block(self) -> bool:
+        """Whether its rates differ from block to block."""
+        return self.layer_decay != 1.0
+
+    def factor_at(self, step: int, *, total: float) -> float:
+        """Give what the rates are multiplied with at a step of the phase.
+
+        Args:
+            step: Counted from 0.
+            total: Number of steps of the phase.
+
+        Example:
+            >>> phase = Phase(name="all", trains="all", epochs=1, warmup_steps=2, schedule="linear")
+            >>> [phase.factor_at(step, total=6) for step in range(6)]
+            [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1.0, total - self.warmup_steps))
+        if self.schedule == "linear":
+            return 1.0 - done
+        return (1.0 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1.0
+
+    def length(self) -> str:
+        """Say in words how long it is."""
+        parts = [f"{self.epochs} epochs" if self.epochs else "", f"{self.steps} steps" if self.steps else ""]
+        parts.append(f"until {self.patience} validations without improvement" if self.patience else "")
+        return ", or ".join(filter(None, parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Adapters of low rank in place of the backbone's own weights (Hu et al. 2021), by the library peft.
+
+    Their weights are added to the network's own when the run ends.
+
+    Args:
+        rank: Of each adapter.
+        alpha: The adapter's output is multiplied with `alpha / rank`.
+        dropout: Before the adapter.
+        targets: Names of the layers that get one, as `target_modules` of peft; `"all-linear"` for every linear layer.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True)
+class State:
+    """What holds at a place in a plan, by parameter name.
+
+    Attributes:
+        trainable: The parameters that train, in the module's order.
+        lrs: Rates at the phase's start; `None` is what the optimizer was made with, times the number beside it.
+        weight_decays: `None` is what the optimizer was made with.
+    """
+
+    trainable: list[str]
+    lrs: dict[str, tuple[float | None, float]]
+    weight_decays: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Phases, one after the other; at the end of each, its best weights are put back.
+
+    `Trainer(plan=...)` follows it.
+
+    Args:
+        phases: In their order.
+        name: For people.
+        monitor: The logged value by which a phase's best weights are known, and by which `patience` counts; `None` keeps
+            each phase's last weights.
+        mode: `"min"` where less of it is better, `"max"` where more is.
+        backbone: The part of the module that was pretrained; `""` where that is the module itself.
+        lora: Put adapters into the backbone; their weights are named `lora_`.
+
+    Raises:
+        MisconfigurationError: If there is no phase, two have one name, or one has a `patience` and nothing to watch.
+
+    Example:
+        >>> plan = Plan(phases=[
+        ...     Phase(name="head", trains="head", lr=1e-3, epochs=3),
+        ...     Phase(name="all", trains="all", lr=1e-4, layer_decay=0.8, epochs=2),
+        ... ])
+        >>> Plan.from_dict(plan.to_dict()) == plan
+        True
+    """
+
+    phases: tuple[Phase, ...]
+    name: str = "plan"
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    backbone: str = "backbone"
+    lora: LoRA | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phases", tuple(self.phases))
+        if not self.phases:
+            raise MisconfigurationError(f"Plan {self.name!r} has no phases; expected one or more.")
+        names = [phase.name for phase in self.phases]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise MisconfigurationError(f"Plan {self.name!r}: two phases are named {twice!r}.")
+        if self.mode not in {"min", "max"}:
+            raise MisconfigurationError(
+                f"Plan {self.name!r}: mode is {self.mode!r}; expected 'min' or 'max'."
+            )
+        impatient = next((phase.name for phase in self.phases if phase.patience), None)
+        if self.monitor is None and impatient is not None:
+            raise MisconfigurationError(
+                f"Plan {self.name!r}: phase {impatient!r} has a patience, and the plan watches nothing: give it "
+                "monitor='val_loss', say."
+            )
+
+    @property
+    def num_epochs(self) -> int | None:
+        """The largest number of epochs; `None` where a phase's is not said."""
+        epochs = [phase.epochs for phase in self.phases]
+        return None if None in epochs else sum(each for each in epochs if each is not None)
+
+    def state_at(self, layout: Layout, phase: int, *, best_block: int | None = None) -> State:
+        """Give what holds in a phase.
+
+        Args:
+            layout: Of the module.
+            phase: Its number, from 0.
+            best_block: What "best block" stands for.
+
+        Raises:
+            MisconfigurationError: If a word chooses nothing.
+        """
+        now = self.phases[phase]
+        words = [f"block {best_block or 0}" if word == BEST_BLOCK else word for word in now.trains]
+        chosen = set(layout.choose(words))
+        if now.norms != "train":
+            chosen -= layout.norms - set(layout.head)
+        depths, top = layout.depth_of(), len(layout.blocks)
+        lrs: dict[str, tuple[float | None, float]] = {}
+        weight_decays: dict[str, float | None] = {}
+        for name in layout.names:
+            below = top - depths[name]
+            if below and now.backbone_lr is not None:
+                lrs[name] = now.backbone_lr, now.layer_decay ** (below - 1)
+            else:
+                lrs[name] = now.lr, now.layer_decay**below
+            is_spared = not now.decay_norms_and_biases and (name in layout.norms or name in layout.biases)
+            weight_decays[name] = 0.0 if is_spared else now.weight_decay
+        return State([name for name in layout.names if name in chosen], lrs, weight_decays)
+
+    # ---- as text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values, without those that are the defaults."""
+        found = _without_defaults(self)
+        found["phases"] = [_without_defaults(phase) for phase in self.phases]
+        if self.lora is not None:
+            found["lora"] = _without_defaults(self.lora)
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Give the plan of plain values.
+
+        Raises:
+            MisconfigurationError: If a name is unknown or a value makes no sense.
+        """
+        values = dict(_checked(cls, values))
+        phases = values.get("phases")
+        if not isinstance(phases, list | tuple):
+            raise MisconfigurationError(f"A plan's phases are {phases!r:.100}; expected a list of phases.")
+        values["phases"] = tuple(
+            each if isinstance(each, Phase) else Phase(**_checked(Phase, each)) for each in phases
+        )
+        if isinstance(values.get("lora"), Mapping):
+            values["lora"] = LoRA(**_checked(LoRA, values["lora"]))
+        return cls(**values)
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the plan as a YAML file."""
+        import yaml
+
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Plan:
+        """Read a plan from a YAML file.
+
+        Raises:
+            MisconfigurationError: If there is no such file, or it holds no plan.
+        """
+        import yaml
+
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise MisconfigurationError(
+                f"The plan {str(path)!r} cannot be read: {error.strerror}."
+            ) from error
+        except yaml.YAMLError as error:
+            raise MisconfigurationError(f"The plan {str(path)!r} is no YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise MisconfigurationError(
+                f"The plan {str(path)!r} holds {values!r:.100}; expected names with values."
+            )
+        return cls.from_dict(values)
+
+
+def _without_defaults(value: Any) -> dict[str, Any]:
+    defaults = {each.name: each.default for each in fields(value)}
+    found = {name: each for name, each in asdict(value).items() if each != defaults[name]}
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
+
+
+def _checked(kind: type, values: Any) -> Mapping[str, Any]:
+    """Refuse what is no mapping, and names that the class does not know or cannot do without."""
+    if not isinstance(values, Mapping):
+        raise MisconfigurationError(f"A {kind.__name__} is {values!r:.100}; expected names with values.")
+    known = [each.name for each in fields(kind)]
+    unknown = next((name for name in values if name not in known), None)
+    if unknown is not None:
+        raise MisconfigurationError(
+            f"A {kind.__name__} has no {unknown!r}.{did_you_mean(str(unknown), known)} It has: {', '.join(known)}."
+        )
+    needed: Iterable[str] = {"Phase": ("name", "trains"), "Plan": ("phases",)}.get(kind.__name__, ())
+    lacking = next((name for name in needed if name not in values), None)
+    if lacking is not None:
+        raise MisconfigurationError(f"A {kind.__name__} lacks {lacking!r}: {dict(values)!r:.100}.")
+    return values

@@ -1,0 +1,465 @@
+"""A plan in a run: what trains when, at which rate, and with which weights a phase ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from headstart import Callback, LightningModule, Trainer
+from headstart.callbacks import BackboneFinetuning, LearningRateMonitor
+from headstart.callbacks.plan import PlanRunner, table_of
+from headstart.errors import MisconfigurationError, UnknownNameError
+from headstart.loggers import CSVLogger
+from headstart.plan import Phase, Plan
+from headstart.plans import PLANS, named_plan
+from tests.test_optim import NUM_BATCHES, NUM_EPOCHS, SETUPS, Rates, intervals, rates_of_one_group
+
+HEAD = ["head.weight", "head.bias"]
+
+
+class Net(LightningModule):
+    """Three blocks with batch norms, and a head; it logs what it is told as `val`."""
+
+    def __init__(self, values: Any = (), *, make_scheduler=None, interval: str = "epoch", optimizer=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(
+            *(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.BatchNorm1d(6)) for _ in range(3))
+        )
+        self.head = nn.Linear(6, 3)
+        self.values = list(values)
+        self.make_scheduler, self.interval, self.make_optimizer = make_scheduler, interval, optimizer
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+        self.log("never better", 1.0)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val", self.values[min(self.current_epoch, len(self.values) - 1)] if self.values else 0.0)
+
+    def configure_optimizers(self) -> Any:
+        if self.make_optimizer is not None:
+            return self.make_optimizer(self)
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        if self.make_scheduler is None:
+            return optimizer
+        config = {
+            "scheduler": self.make_scheduler(optimizer),
+            "interval": self.interval,
+            "monitor": "never better",
+        }
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def data(count: int = 2 * NUM_BATCHES, *, batch_size: int = 2) -> DataLoader:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(count, 6, generator=generator), torch.randint(3, (count,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=batch_size)
+
+
+def fit(
+    plan: Any, module: LightningModule | None = None, *callbacks: Callback, loader=None, **options: Any
+) -> Trainer:
+    trainer = Trainer(
+        plan=plan, callbacks=list(callbacks), accelerator="cpu", num_sanity_val_steps=0, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **{"logger": False, **options},
+    )  # fmt: skip
+    trainer.fit(module or Net(), loader or data(), data())
+    return trainer
+
+
+def two_phases(**settings: Any) -> Plan:
+    return Plan(
+        phases=[
+            Phase(name="head", trains="head", lr=0.1, epochs=2),
+            Phase(name="all", trains="all", lr=0.05, backbone_lr=0.01, epochs=3),
+        ],
+        **settings,
+    )
+
+
+class Watch(Callback):
+    """What trains at each batch, which groups there are, and their rates."""
+
+    def __init__(self) -> None:
+        self.trains: list[list[str]] = []
+        self.groups: list[list[str]] = []
+        self.rates: list[dict[str, float]] = []
+        self.decays: list[dict[str, float]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        groups = trainer.optimizers[0].param_groups
+        self.trains.append([name for name, each in pl_module.named_parameters() if each.requires_grad])
+        self.groups.append([group["name"] for group in groups])
+        self.rates.append({group["name"]: group["lr"] for group in groups})
+        self.decays.append({group["name"]: group["weight_decay"] for group in groups})
+
+
+# ---- what trains
+
+
+def test_each_phase_trains_what_it_says_in_groups_that_are_there_from_the_first_step():
+    watch = Watch()
+    trainer = fit(two_phases(), None, watch)
+    assert (trainer.current_epoch, trainer.global_step) == (5, 5 * NUM_BATCHES)
+    assert watch.trains[: 2 * NUM_BATCHES] == [HEAD] * 2 * NUM_BATCHES
+    assert all(len(each) == 14 for each in watch.trains[2 * NUM_BATCHES :])
+    names = ["backbone", "backbone, no decay", "head", "head, no decay"]
+    assert [sorted(each) for each in watch.groups] == [names] * 5 * NUM_BATCHES
+    assert watch.rates[0]["head"] == 0.1
+    assert watch.rates[-1] == {
+        "backbone": 0.01,
+        "backbone, no decay": 0.01,
+        "head": 0.05,
+        "head, no decay": 0.05,
+    }
+
+
+def test_the_weights_are_those_of_a_plain_loop():
+    module, plain = Net(), Net()
+    fit(two_phases(), module)
+    parameters = [plain.backbone.parameters(), plain.head.parameters()]
+    optimizer = torch.optim.SGD([{"params": list(each)} for each in parameters], lr=0.1, momentum=0.9)
+    for epoch in range(5):
+        plain.backbone.requires_grad_(epoch >= 2)
+        plain.backbone.train(epoch >= 2)
+        if epoch == 2:
+            optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.01, 0.05
+        for x, y in data():
+            loss = cross_entropy(plain.head(plain.backbone(x)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name]), name
+
+
+def test_what_somebody_else_thaws_is_frozen_again():
+    class Meddle(Callback):
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            pl_module.backbone[0].requires_grad_(True)
+
+        def on_validation_start(self, trainer, pl_module) -> None:
+            pl_module.backbone.requires_grad_(True)
+
+    class Last(Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            seen.append([name for name, each in pl_module.named_parameters() if each.requires_grad])
+
+    seen: list[list[str]] = []
+    fit(named_plan("linear_probe", epochs=2), None, Meddle(), Last())
+    assert seen == [HEAD, HEAD]
+
+
+@pytest.mark.parametrize("norms", ["train", "frozen", "adapt"])
+def test_the_norms_do_what_their_policy_says(norms):
+    module = Net()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    fit(Plan(phases=[Phase(name="all", trains="all", norms=norms, epochs=2)]), module)
+    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    assert ("backbone.0.2.weight" in changed) == (norms == "train")
+    assert ("backbone.0.2.running_mean" in changed) == (norms != "frozen")
+    assert "backbone.0.0.weight" in changed
+
+
+def test_a_pin_of_the_users_own_outlives_a_plan():
+    from headstart import freezing
+
+    module = Net()
+    freezing.pin_mode(module.backbone[0], "eval")
+    before = module.backbone[0][2].running_mean.clone()
+    fit(named_plan("full", epochs=1), module)
+    assert torch.equal(module.backbone[0][2].running_mean, before)
+
+
+# ---- how long
+
+
+def test_a_phase_of_steps_may_end_within_an_epoch():
+    watch = Watch()
+    plan = Plan(phases=[Phase(name="head", trains="head", steps=4), Phase(name="all", trains="all", steps=3)])
+    trainer = fit(plan, None, watch)
+    assert trainer.global_step == 7
+    assert [len(each) for each in watch.trains] == [2] * 4 + [14] * 3
+
+
+def test_a_phase_ends_when_its_value_stops_improving():
+    watch = Watch()
+    plan = Plan(
+        phases=[Phase(name="head", trains="head", patience=2), Phase(name="all", trains="all", patience=1)],
+        monitor="val",
+    )
+    trainer = fit(plan, Net([1.0, 0.5, 0.6, 0.7, 0.9, 0.8, 0.85]), watch)
+    assert trainer.current_epoch == 7
+    assert [len(each) for each in watch.trains[::NUM_BATCHES]] == [2] * 4 + [14] * 3
+    history = next(each for each in trainer.callbacks if isinstance(each, PlanRunner)).history
+    assert [(each["name"], each["epoch"], round(each["best"], 6)) for each in history] == [
+        ("head", 0, 0.5),
+        ("all", 4, 0.8),
+    ]
+
+
+def test_the_trainer_may_end_before_the_plan():
+    assert fit(two_phases(), max_epochs=1).current_epoch == 1
+
+
+def test_a_phase_ends_with_its_best_weights():
+    kept: dict[int, torch.Tensor] = {}
+
+    class Keep(Callback):
+        def on_validation_end(self, trainer, pl_module) -> None:
+            kept[trainer.current_epoch] = pl_module.head.weight.detach().clone()
+
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            if trainer.current_epoch == 2:
+                assert torch.equal(pl_module.head.weight, kept[0])
+                assert not trainer.optimizers[0].state, "moments of other weights"
+
+    module = Net([0.1, 0.9, 0.5, 0.2, 0.4])
+    fit(two_phases(monitor="val"), module, Keep())
+    assert torch.equal(module.head.weight, kept[3])
+    module = Net([0.1, 0.9, 0.5, 0.2, 0.4])
+    fit(two_phases(), module)
+    assert not torch.equal(module.head.weight, kept[3]), "without a value to watch, the last weights stay"
+
+
+def test_a_value_that_nobody_logs_is_an_error_with_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"Plan\(monitor='vla'\).*Did you mean 'val'"):
+        fit(two_phases(monitor="vla"))
+
+
+# ---- rates
+
+
+@intervals
+@pytest.mark.parametrize("name", SETUPS)
+def test_every_schedule_goes_on_from_the_rates_of_a_phase(name, interval):
+    """In proportion: after a phase has set a rate, that is what the schedule's next factors are of."""
+    plan = Plan(
+        phases=[
+            Phase(name="head", trains="head", epochs=2),
+            Phase(name="all", trains="all", lr=0.03, backbone_lr=0.003, epochs=NUM_EPOCHS - 2),
+        ]
+    )
+    rates = Rates()
+    trainer = fit(plan, Net(make_scheduler=SETUPS[name], interval=interval), rates)
+    places = {group["name"]: index for index, group in enumerate(trainer.optimizers[0].param_groups)}
+    expected, cut = rates_of_one_group(SETUPS[name], interval), 2 * NUM_BATCHES
+    for group, rate in {"head": 0.03, "backbone": 0.003, "backbone, no decay": 0.003}.items():
+        found = [each[places[group]] for each in rates.rates]
+        assert found[:cut] == pytest.approx(expected[:cut], rel=1e-9)
+        if "min_lr" not in name:  # a plateau's floor is a rate, and is in proportion too
+            wanted = [rate * each / expected[cut] for each in expected[cut:]]
+            assert found[cut:] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_groups_of_the_optimizer_keep_their_rates_and_functions():
+    def optimizer(net):
+        groups = [
+            {"params": net.head.parameters(), "lr": 0.2},
+            {"params": net.backbone.parameters(), "name": "body"},
+        ]
+        made = torch.optim.SGD(groups, lr=0.02)
+        functions = [lambda step: 0.5**step, lambda step: 0.1**step]
+        return [made], [torch.optim.lr_scheduler.LambdaLR(made, functions)]
+
+    watch = Watch()
+    fit(Plan(phases=[Phase(name="all", trains="all", epochs=2)]), Net(optimizer=optimizer), watch)
+    assert watch.rates[-1] == pytest.approx(
+        {
+            "pg1, head": 0.1,
+            "pg1, head, no decay": 0.1,
+            "body, backbone": 0.002,
+            "body, backbone, no decay": 0.002,
+        }
+    )
+
+
+def test_what_the_optimizer_was_not_given_is_in_it_all_the_same():
+    watch = Watch()
+    module = Net(optimizer=lambda net: torch.optim.SGD(net.head.parameters(), lr=0.1))
+    before = module.backbone[0][0].weight.detach().clone()
+    fit(two_phases(), module, watch)
+    assert not torch.equal(module.backbone[0][0].weight, before)
+    assert len({tuple(each) for each in watch.groups}) == 1
+
+
+def test_layer_decay_gives_each_block_a_group():
+    watch = Watch()
+    fit(Plan(phases=[Phase(name="all", trains="all", lr=0.8, layer_decay=0.5, epochs=1)]), None, watch)
+    found = {name: rate for name, rate in watch.rates[0].items() if "no decay" not in name}
+    assert found == {"block 0": 0.1, "block 1": 0.2, "block 2": 0.4, "head": 0.8}
+
+
+def test_weight_decay_spares_norms_and_biases():
+    watch = Watch()
+    fit(Plan(phases=[Phase(name="all", trains="all", weight_decay=0.3, epochs=1)]), None, watch)
+    assert watch.decays[0] == {"backbone": 0.3, "head": 0.3, "backbone, no decay": 0.0, "head, no decay": 0.0}
+
+
+def test_a_phase_warms_up_and_falls():
+    watch = Watch()
+    phase = Phase(name="all", trains="all", lr=0.4, epochs=2, warmup_steps=2, schedule="linear")
+    fit(Plan(phases=[phase]), None, watch)
+    assert [each["head"] for each in watch.rates] == pytest.approx([0.2, 0.4, 0.4, 0.3, 0.2, 0.1])
+
+
+def test_the_names_in_the_logs_stay_the_same(tmp_path):
+    monitor = LearningRateMonitor(logging_interval="epoch")
+    fit(two_phases(), None, monitor, logger=CSVLogger(tmp_path))
+    assert {len(each) for each in monitor.lrs.values()} == {5}
+    assert "lr-SGD/head" in monitor.lrs
+
+
+# ---- the named ones
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_named_plan_trains_what_it_says_and_nothing_else(name):
+    plan = named_plan(name, lr=0.1, **({"num_blocks": 2} if name == "gradual" else {}))
+    module = Net()
+    before = {each: value.clone() for each, value in module.state_dict().items()}
+    loader = data(36, batch_size=12)  # with two samples, a batch norm hides all differences
+    trainer = fit(plan, module, loader=loader)
+    assert trainer.current_epoch == sum(phase.epochs for phase in trainer.plan.phases)
+    changed = {each for each, value in module.state_dict().items() if not torch.equal(value, before[each])}
+    assert set(HEAD) <= changed
+    assert set(module.state_dict()) == set(before)
+    weights = {f"backbone.{block}.0.weight" for block in range(3)}
+    norms = {f"backbone.{block}.2.{each}" for block in range(3) for each in ("weight", "bias")}
+    biases = {each for each in before if each.startswith("backbone") and each.endswith("bias")}
+    parameters = {each for each, _ in module.named_parameters()} - set(HEAD)
+    expected = {
+        "linear_probe": set(), "bitfit": biases, "norms_only": norms, "lora": weights,
+        "last_blocks": {each for each in parameters if each[9] in "12"},
+    }.get(name, parameters)  # fmt: skip
+    if name == "surgical":
+        assert len({each[:10] for each in changed & parameters}) == 1
+    else:
+        assert changed & parameters == expected, plan
+
+
+def test_surgery_is_done_where_the_gradient_is_largest_beside_the_weights():
+    module = Net()
+    with torch.no_grad():
+        for each in module.backbone[1].parameters():
+            each.mul_(0.05)  # the norm of the next block makes up for that: the gradient grows alike
+    trainer = fit(named_plan("surgical", head_epochs=1, epochs=1), module, loader=data(36, batch_size=12))
+    runner = next(each for each in trainer.callbacks if isinstance(each, PlanRunner))
+    assert runner.state_dict()["best_block"] == 1
+
+
+def test_looking_for_the_block_leaves_no_trace():
+    def draws(plan):
+        torch.manual_seed(5)
+        generator = torch.Generator().manual_seed(3)
+        loader = DataLoader(data(12).dataset, batch_size=2, shuffle=True, generator=generator)
+        fit(plan, loader=loader)
+        return torch.rand(1).item(), torch.rand(1, generator=generator).item()
+
+    assert draws(named_plan("surgical", head_epochs=1, epochs=1)) == draws(
+        named_plan("lp_ft", head_epochs=1, epochs=1)
+    )
+
+
+def test_adapters_are_added_to_the_weights_when_the_run_ends():
+    module = Net()
+    outputs = {}
+
+    class Last(Callback):
+        def on_train_end(self, trainer, pl_module) -> None:
+            assert [
+                name for name, each in pl_module.named_parameters() if each.requires_grad and "lora_" in name
+            ]
+            pl_module.eval()
+            with torch.no_grad():
+                outputs["with adapters"] = pl_module.backbone(torch.ones(1, 6))
+
+    fit("lora", module, Last())
+    module.eval()
+    # Float32 sums in another order: (W + BA) x beside Wx + B(Ax).
+    assert torch.allclose(module.backbone(torch.ones(1, 6)), outputs["with adapters"], atol=1e-5)
+    assert type(module.backbone[0][0]) is nn.Linear
+
+
+def test_the_pull_to_where_the_run_began_is_in_the_gradient():
+    module = Net(optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
+    free, pulled = Net(optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1)), module
+    start = free.backbone[0][0].weight.detach().clone()
+    fit(named_plan("l2_sp", lr=0.1, epochs=5, strength=1e-9), free)
+    fit(named_plan("l2_sp", lr=0.1, epochs=5, strength=5.0), pulled)
+    far, near = (float((each.backbone[0][0].weight - start).detach().norm()) for each in (free, pulled))
+    assert near < far / 2
+
+
+# ---- what makes no sense
+
+
+def test_a_plan_and_a_callback_that_both_say_what_trains_are_an_error():
+    with pytest.raises(
+        MisconfigurationError, match=r"plan=...\) and BackboneFinetuning both say what trains. Choose one"
+    ):
+        fit(two_phases(), None, BackboneFinetuning(1))
+
+
+def test_a_schedule_beside_a_scheduler_is_an_error():
+    phase = Phase(name="all", trains="all", epochs=1, warmup_steps=2)
+    with pytest.raises(MisconfigurationError, match="Choose one"):
+        fit(Plan(phases=[phase]), Net(make_scheduler=SETUPS["StepLR"]))
+
+
+def test_a_pattern_that_matches_nothing_is_an_error_before_anything_trains():
+    plan = Plan(
+        phases=[Phase(name="a", trains="head", epochs=1), Phase(name="b", trains="backbone.9.*", epochs=1)]
+    )
+    with pytest.raises(MisconfigurationError, match=r"'backbone.9.\*' chooses no parameter"):
+        fit(plan)
+
+
+@pytest.mark.parametrize(("plan", "message"), [(3, "plan is a int"), ("lpft", "Did you mean 'lp_ft'")])
+def test_a_plan_that_is_none_is_refused_by_the_trainer(plan, message):
+    with pytest.raises(MisconfigurationError, match=message):
+        Trainer(plan=plan, logger=False)
+
+
+# ---- what is said
+
+
+def test_a_plan_is_printed_with_parameters_and_flops_of_every_phase(capsys):
+    fit(two_phases(), max_epochs=1)
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
+    start = next(index for index, line in enumerate(lines) if line.endswith("Plan 'plan':"))
+    assert lines[start + 1].split() == [
+        "phase",
+        "trains",
+        "parameters",
+        "rate",
+        "norms",
+        "GFLOP",
+        "a",
+        "step",
+        "length",
+    ]
+    head, everything = lines[start + 2].split(), lines[start + 3].split()
+    assert head[:3] == ["head", "head", "21"]
+    assert everything[:3] == ["all", "all", "183"]
+    # Forward through three layers and the head, and back through the head alone, or through all but the first input.
+    assert float(head[5]) == pytest.approx(2 * 2 * (3 * 36 + 2 * 18) / 1e9, rel=1e-2)
+    assert float(everything[7]) > float(head[5]) * 1.5
+
+
+def test_the_table_says_rates_and_lengths():
+    plan = Plan(
+        phases=[Phase(name="a", trains="all", lr=0.1, layer_decay=0.5, warmup_steps=3, schedule="cosine", epochs=2, patience=1)],
+        monitor="val",
+    )  # fmt: skip
+    row = table_of(plan, [(5, None)]).splitlines()[2]
+    assert "0.1, decay 0.5 a block, cosine, 3 steps of warm-up" in row
+    assert row.endswith("2 epochs, or until 1 validations without improvement")

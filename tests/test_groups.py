@@ -1,0 +1,113 @@
+"""Which parameter belongs to which block, and the words that choose among them."""
+
+import pytest
+import timm
+import torchvision
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from headstart.backbones import load_backbone
+from headstart.errors import MisconfigurationError
+from headstart.groups import layout_of
+
+
+class Net(nn.Module):
+    def __init__(self, backbone, width=8):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(width, 2)
+
+
+def toy():
+    return Net(
+        nn.Sequential(
+            nn.Linear(4, 8), nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        )
+    )
+
+
+def test_the_blocks_of_a_network_are_in_order_and_take_a_lone_norm_along():
+    layout = layout_of(toy())
+    assert layout.blocks == (
+        ("backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "backbone.1.bias"),
+        ("backbone.2.0.weight", "backbone.2.0.bias"),
+        ("backbone.2.2.weight", "backbone.2.2.bias"),
+    )
+    assert layout.head == ("head.weight", "head.bias")
+    assert layout.norms == {"backbone.1.weight", "backbone.1.bias"}
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ("head", ["head.weight", "head.bias"]),
+        ("last block", ["backbone.2.2.weight", "backbone.2.2.bias"]),
+        ("last 2 blocks", ["backbone.2.0.weight", "backbone.2.0.bias", "backbone.2.2.weight", "backbone.2.2.bias"]),
+        ("first block", ["backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "backbone.1.bias"]),
+        ("block 1", ["backbone.2.0.weight", "backbone.2.0.bias"]),
+        ("norms", ["backbone.1.weight", "backbone.1.bias"]),
+        (["backbone", "!biases", "!norms"], ["backbone.0.weight", "backbone.2.0.weight", "backbone.2.2.weight"]),
+        ("*.2.?.weight", ["backbone.2.0.weight", "backbone.2.2.weight"]),
+        (["all", "!backbone.*"], ["head.weight", "head.bias"]),
+    ],
+)  # fmt: skip
+def test_words_choose(words, chosen):
+    assert layout_of(toy()).choose(words) == chosen
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("haed", "Did you mean 'head'"),
+        ("backbone.2.weight", "Did you mean 'backbone.2"),
+        ("block 3", "has 3 blocks"),
+    ],
+)
+def test_a_word_that_chooses_nothing_is_an_error_with_the_nearest(word, hint):
+    with pytest.raises(MisconfigurationError, match="chooses no parameter") as raised:
+        layout_of(toy()).choose(word)
+    assert hint in str(raised.value)
+
+
+def test_a_part_that_is_not_there_is_an_error_with_those_that_are():
+    with pytest.raises(MisconfigurationError, match=r"no part 'backbon'. Did you mean 'backbone'"):
+        layout_of(toy(), backbone="backbon")
+
+
+def test_of_a_network_as_a_whole_the_last_block_is_the_head():
+    layout = layout_of(torchvision.models.resnet18(), backbone="")
+    assert layout.head == ("fc.weight", "fc.bias")
+    assert [block[0] for block in layout.blocks] == [
+        "conv1.weight",
+        *(f"layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3, 4) for block in (0, 1)),
+    ]
+    assert layout.blocks[0] == ("conv1.weight", "bn1.weight", "bn1.bias")
+
+
+def test_timm_says_itself_what_its_blocks_are():
+    backbone = load_backbone("efficientnet_lite0", pretrained=False)
+    layout = layout_of(Net(backbone, backbone.width))
+    assert layout.blocks[0] == (
+        "backbone.model.conv_stem.weight", "backbone.model.bn1.weight", "backbone.model.bn1.bias",
+    )  # fmt: skip
+    assert "backbone.model.conv_head.weight" in layout.blocks[-1]
+    assert len(layout.blocks) == 17  # the stem, and 16 blocks, the last one with the convolution behind it
+    vit = layout_of(Net(timm.create_model("vit_tiny_patch16_224", num_classes=0)))
+    assert "backbone.cls_token" in vit.blocks[0]
+    assert len(vit.blocks) >= 13
+
+
+def test_the_layers_of_a_transformer_are_its_blocks():
+    config = BertConfig(
+        hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8, vocab_size=9
+    )
+    layout = layout_of(Net(BertModel(config, add_pooling_layer=False)))
+    assert [block[0].split(".")[1:4] for block in layout.blocks] == [
+        ["embeddings", "word_embeddings", "weight"], *(["encoder", "layer", str(layer)] for layer in range(3)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [toy, lambda: Net(torchvision.models.resnet50(), 1000), lambda: Net(load_backbone("efficientnet_lite0", pretrained=False))])  # fmt: skip
+def test_every_parameter_has_one_place(make):
+    net = make()
+    assert sorted(layout_of(net).names) == sorted(name for name, _ in net.named_parameters())

@@ -1,0 +1,166 @@
+"""Plans as data: what they say, how they are written and read, and what they refuse."""
+
+import pytest
+from torch import nn
+
+from headstart.errors import MisconfigurationError
+from headstart.groups import layout_of
+from headstart.plan import LoRA, Phase, Plan
+from headstart.plans import PLANS, named_plan
+
+
+def net():
+    module = nn.Module()
+    module.backbone = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(3)))
+    module.head = nn.Linear(2, 2)
+    return module
+
+
+def one(**phase):
+    return Plan(phases=[Phase(**{"name": "a", "trains": "all", "epochs": 1, **phase})])
+
+
+def rates(plan, phase=0):
+    state = plan.state_at(layout_of(net()), phase)
+    return {
+        name: (lr, round(factor, 6)) for name, (lr, factor) in state.lrs.items() if name.endswith("weight")
+    }
+
+
+def test_every_block_has_the_decayed_rate_of_the_one_after_it():
+    found = rates(one(lr=1.0, layer_decay=0.5))
+    assert found["head.weight"] == (1.0, 1.0)
+    assert [found[f"backbone.{index}.0.weight"] for index in range(3)] == [
+        (1.0, 0.125),
+        (1.0, 0.25),
+        (1.0, 0.5),
+    ]
+
+
+def test_a_rate_of_the_backbone_is_that_of_its_last_block():
+    found = rates(one(lr=1.0, backbone_lr=0.1, layer_decay=0.5))
+    assert found["head.weight"] == (1.0, 1.0)
+    assert [found[f"backbone.{index}.0.weight"] for index in range(3)] == [
+        (0.1, 0.25),
+        (0.1, 0.5),
+        (0.1, 1.0),
+    ]
+
+
+def test_weight_decay_is_not_for_norms_and_biases_unless_it_is_said():
+    layout = layout_of(net())
+    spared = one(weight_decay=0.1).state_at(layout, 0).weight_decays
+    assert {name for name, value in spared.items() if value == 0.1} == {
+        *(f"backbone.{index}.0.weight" for index in range(3)), "head.weight",
+    }  # fmt: skip
+    assert set(
+        one(weight_decay=0.1, decay_norms_and_biases=True).state_at(layout, 0).weight_decays.values()
+    ) == {0.1}
+    assert set(one().state_at(layout, 0).weight_decays.values()) == {0.0, None}
+
+
+@pytest.mark.parametrize("norms", ["frozen", "adapt"])
+def test_norms_that_are_kept_do_not_train(norms):
+    trainable = one(norms=norms).state_at(layout_of(net()), 0).trainable
+    assert not any(name.split(".")[2:3] == ["1"] for name in trainable)
+    assert len(trainable) == 8
+
+
+def test_a_cosine_falls_to_zero_after_its_warm_up():
+    phase = Phase(name="a", trains="all", steps=6, warmup_steps=2, schedule="cosine")
+    assert [phase.factor_at(step, total=6) for step in range(6)] == pytest.approx(
+        [0.5, 1, 1, 0.853553, 0.5, 0.146447], rel=1e-5
+    )
+
+
+# ---- as text
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_named_plan_is_the_same_after_being_written_and_read(name, tmp_path):
+    plan = named_plan(name, monitor="val_loss")
+    plan.to_yaml(tmp_path / "plan.yaml")
+    assert Plan.from_yaml(tmp_path / "plan.yaml") == plan
+    assert plan.name == name
+    assert "20" in PLANS[name].__doc__ or name == "full", "its source"
+
+
+def test_a_plan_as_a_person_writes_it(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("""
+        monitor: val_f1
+        mode: max
+        phases:
+          - {name: head, trains: head, lr: 0.001, patience: 3, epochs: 20}
+          - name: top
+            trains: [head, last 2 blocks, "!norms"]
+            backbone_lr: 0.0001
+            epochs: 3
+        lora: {rank: 4, targets: [query, value]}
+    """)
+    plan = Plan.from_yaml(path)
+    assert plan.phases[1].trains == ("head", "last 2 blocks", "!norms")
+    assert plan.lora == LoRA(rank=4, targets=("query", "value")) or plan.lora.targets == ["query", "value"]
+    assert plan.num_epochs == 23
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("phases: [{name: a, trains: all, epoch: 3}]", "A Phase has no 'epoch'. Did you mean 'epochs'"),
+        ("phases: [{name: a, epochs: 3}]", "A Phase lacks 'trains'"),
+        ("phase: []", "A Plan has no 'phase'. Did you mean 'phases'"),
+        ("phases: 3", "phases are 3; expected a list"),
+        ("- 3", r"holds \[3\]; expected names"),
+        ("phases: [", "is no YAML"),
+        ("phases: !!python/object/apply:os.system [ls]", "is no YAML"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(text, message, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(MisconfigurationError, match=message):
+        Plan.from_yaml(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(MisconfigurationError, match=r"nowhere.yaml' cannot be read: No such file"):
+        Plan.from_yaml(tmp_path / "nowhere.yaml")
+
+
+# ---- what makes no sense
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": None}, "never ends: give epochs="),
+        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"lr": -1.0}, "lr is -1.0; expected a number above 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"layer_decay": 0}, "layer_decay is 0"),
+        ({"norms": "freeze"}, "norms is 'freeze'.*'frozen'"),
+        ({"schedule": "cos"}, "schedule is 'cos'"),
+        ({"trains": ()}, "trains is empty"),
+        ({"epochs": None, "patience": 2}, "watches nothing"),
+        ({"epochs": None, "patience": 2, "schedule": "linear"}, "needs to know its end"),
+    ],
+)
+def test_a_phase_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(MisconfigurationError, match=message):
+        one(**settings)
+
+
+def test_a_plan_needs_phases_of_different_names():
+    with pytest.raises(MisconfigurationError, match="has no phases"):
+        Plan(phases=[])
+    phase = Phase(name="a", trains="all", epochs=1)
+    with pytest.raises(MisconfigurationError, match="two phases are named 'a'"):
+        Plan(phases=[phase, phase])
+
+
+def test_a_name_that_no_plan_has_is_answered_with_the_nearest():
+    with pytest.raises(MisconfigurationError, match="There is no plan 'lpft'. Did you mean 'lp_ft'"):
+        named_plan("lpft")
+    with pytest.raises(MisconfigurationError, match="takes no 'epoch'. Did you mean 'epochs'"):
+        named_plan("full", epoch=3)
