@@ -317,6 +317,31 @@ def test_columns_on_disk_take_no_memory_of_the_process(kept):
     pool.close()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_ten_million_samples_are_a_matter_of_disk_alone():
+    """At a thousandth of the size and at a tenth: what grows is the file, and a byte of memory a sample."""
+    gathered = []
+    for num_samples in (10_000, 1_000_000):
+        store = Store(memory_limit=0, disk_limit=10**10)
+        gc.collect()
+        objects, memory = sys.getallocatedblocks(), resident_memory()
+        column = small(store, num_samples=num_samples, shape=(1280,))
+        ids = torch.randint(num_samples, (320,), generator=torch.Generator().manual_seed(0))
+        values = torch.randn(320, 1280)
+        for part, rows in zip(ids.split(32), values.split(32), strict=True):
+            column.put(part, rows)
+        last = {int(each): row for row, each in enumerate(ids)}  # of a sample that comes twice
+        assert torch.equal(column.take(ids), values[[last[int(each)] for each in ids]])
+        assert (column.place, column.nbytes) == ("disk", num_samples * 1280 * 4)
+        assert column.filled.nbytes == num_samples
+        gc.collect()
+        gathered.append((sys.getallocatedblocks() - objects - 2 * len(last), resident_memory() - memory))
+        store.close()
+    (few_objects, little), (many_objects, much) = gathered
+    assert many_objects < few_objects + 500  # Python's own counts wander by some dozens
+    assert much - little < 1_000_000 + 8e6  # the marks, and what the allocator rounds up to
+
+
 # ---- kept across runs
 
 
