@@ -53,7 +53,7 @@ def test_an_unknown_command_is_answered_with_the_nearest_one(capsys):
     assert main(["predcit", "model"]) == 2
     error = capsys.readouterr().err
     assert "unknown command 'predcit'. Did you mean 'predict'?" in error
-    assert "Commands: fit, predict, evaluate, inspect, run." in error
+    assert "Commands: fit, predict, evaluate, inspect, compare, run." in error
 
 
 def test_an_unknown_option_before_the_command_is_named(capsys):

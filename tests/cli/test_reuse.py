@@ -73,7 +73,7 @@ def test_augmented_views_are_stored_too(solar_cells, tmp_path, capsys):
 
 def test_views_are_for_images(reviews, tmp_path):
     with pytest.raises(MisconfigurationError, match="--views is for a folder of images"):
-        fit.run([str(reviews), "--out", str(tmp_path / "run"), "--views", "2"])
+        fit.run([str(reviews), "--out", str(tmp_path / "run"), "--plan", "thaw", "--views", "2"])
 
 
 def test_patience_begins_when_the_backbone_is_unfrozen(solar_cells, tmp_path):

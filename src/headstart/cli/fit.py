@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from headstart.cli.phases import PhaseRecord
     from headstart.cli.run_folder import RunFolder
     from headstart.data import ClassificationData
-    from headstart.deferred import Report, Reuse
+    from headstart.deferred import Reuse
+    from headstart.plan import Plan
     from headstart.tasks import Classifier
 
 _INTERRUPTED = 130
@@ -23,6 +24,8 @@ _INTERRUPTED = 130
 # Macro-F1, as the result is judged by it too; the loss may grow from overconfidence while predictions get better.
 _MONITOR: str = "val_f1"
 
+# Of an optimizer whose plan says the rates.
+_LR = 1e-3
 # A language model forgets what it knows at the rates at which an image model is finetuned.
 _BACKBONE_LR_OF_TEXT = 2e-5
 _BACKBONE_LR_RATIO_OF_IMAGES = 0.1
@@ -53,6 +56,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _fit(request: Request) -> int:
+    from headstart.cli import output
     from headstart.cli.run_folder import RunFolder
     from headstart.seed import seed_everything
 
@@ -74,8 +78,10 @@ def _fit(request: Request) -> int:
     )
 
     reuse = _reuse(options, folder)
+    if options.plan == "auto":
+        return _fit_auto(model, data, options, folder, resume=request.resume, reuse=reuse)
     record, was_interrupted = _train(model, data, options, folder, resume=request.resume, reuse=reuse)
-    best_epoch = _restore_best(model, folder)
+    best_epoch = _restore_best(model, folder) if options.plan == "thaw" else None
     if was_interrupted and not record.phases:
         print("Interrupted before anything was learned: nothing is saved.")
         return _INTERRUPTED
@@ -89,8 +95,36 @@ def _fit(request: Request) -> int:
     if was_interrupted:
         _say_interrupted(folder, options, best_epoch)
         return _INTERRUPTED
-    saved = reuse.report() if reuse else None
-    _test_and_report(folder, model, data, options, record, best_epoch, saved=saved)
+    metrics = {"best_epoch": best_epoch, "validation": _validation(record, best_epoch)}
+    facts = output.phase_facts(record.phases, best_epoch=best_epoch)
+    _test_and_report(folder, model, data, options, record, metrics, facts=facts, reuse=reuse)
+    return 0
+
+
+def _fit_auto(
+    model: Classifier,
+    data: ClassificationData,
+    options: FitOptions,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    reuse: Reuse | Literal[False],
+) -> int:
+    from headstart.cli import auto
+
+    outcome = auto.train(model, data, options, folder, resume=resume, reuse=reuse, loggers=_loggers(folder))
+    _save(folder, model, data, outcome.record, metrics=outcome.metrics)
+    if outcome.is_interrupted:
+        _say_interrupted(
+            folder,
+            options,
+            None,
+            what="The better of the head alone and the best moment of fine-tuning so far",
+        )
+        return _INTERRUPTED
+    _test_and_report(
+        folder, model, data, options, outcome.record, outcome.metrics, facts=outcome.facts, reuse=reuse
+    )
     return 0
 
 
@@ -133,7 +167,7 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
     is_balanced = options.class_weights == "balanced"
     settings: dict[str, Any] = {
         "class_names": data.class_names,
-        "lr": options.lr,
+        "lr": options.lr or _LR,
         "weight_decay": options.weight_decay,
         "class_weights": balanced_class_weights(data.class_counts) if is_balanced else None,
     }
@@ -142,7 +176,7 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
         images = ImageClassifier(backbone, image_size=options.image_size, **settings)
         data.train_transform = images.preprocessing.train_transform()
         data.eval_transform = images.preprocessing.eval_transform()
-        data.show_fixed_views(options.views, until_epoch=options.unfreeze_at_epoch)
+        data.show_fixed_views(options.views, until_epoch=options.unfreeze_at_epoch or 0)
         # Convolutions run faster in this order of memory: 1.6 times unfrozen, 1.3 frozen (EfficientNet-Lite0 on a CPU).
         return images.to(memory_format=torch.channels_last)
     assert isinstance(data, TextTableData)
@@ -171,12 +205,13 @@ def _train(
     from headstart.trainer import Trainer
 
     record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
+    is_thaw = options.plan == "thaw"
     callbacks: list[Callback] = [
-        *_freezing(model, options),
+        *(_freezing(model, options) if is_thaw else []),
         record,
         interrupt,
         LearningRateMonitor(logging_interval="epoch"),
-        EarlyStoppingOnceUnfrozen(_MONITOR, mode="max", patience=options.patience),
+        *([EarlyStoppingOnceUnfrozen(_MONITOR, mode="max", patience=options.patience)] if is_thaw else []),
         RichProgressBar(),
         ModelCheckpoint(
             folder.last_checkpoint.parent,
@@ -191,12 +226,13 @@ def _train(
         accelerator=options.accelerator,
         devices=options.devices,
         precision=options.precision,
-        max_epochs=options.epochs,
+        plan=None if is_thaw else _named_plan(options),
+        max_epochs=options.epochs if is_thaw else None,
         callbacks=callbacks,
         logger=_loggers(folder),
         log_every_n_steps=10,
         enable_model_summary=False,
-        reload_dataloaders_every_n_epochs=options.unfreeze_at_epoch if model.kind == "images" else 0,
+        reload_dataloaders_every_n_epochs=(options.unfreeze_at_epoch or 0) if model.kind == "images" else 0,
         reuse_frozen=reuse,
     )
     checkpoint = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
@@ -219,11 +255,33 @@ def _reuse(options: FitOptions, folder: RunFolder) -> Reuse | Literal[False]:
     return Reuse(setting=options.reuse_frozen, directory=options.features or folder.features)
 
 
+def _named_plan(options: FitOptions) -> Plan:
+    """Give the plan of a name or a file; each phase ends with its best weights by validation.
+
+    Raises:
+        MisconfigurationError: If the file holds no plan.
+    """
+    from dataclasses import replace
+
+    from headstart.plan import Plan
+    from headstart.plans import named_plan
+
+    if options.plan.endswith((".yaml", ".yml")):
+        plan = Plan.from_yaml(options.plan)
+    else:
+        given = {"epochs": options.epochs, "lr": options.lr}
+        plan = named_plan(options.plan, **{name: value for name, value in given.items() if value is not None})
+    return plan if plan.monitor is not None else replace(plan, monitor=_MONITOR, mode="max")
+
+
 def _freezing(model: Classifier, options: FitOptions) -> list[Callback]:
     """Freeze the backbone, and give the callback that thaws it in its epoch, if that comes."""
     from headstart import freezing
     from headstart.callbacks import BackboneFinetuning
 
+    assert options.unfreeze_at_epoch is not None, "the plan is thaw"
+    assert options.epochs is not None, "the plan is thaw"
+    assert options.lr is not None, "the plan is thaw"
     if options.unfreeze_at_epoch >= options.epochs:
         freezing.freeze(model.backbone)
         return []
@@ -306,9 +364,10 @@ def _test_and_report(
     data: ClassificationData,
     options: FitOptions,
     record: PhaseRecord,
-    best_epoch: int | None,
+    metrics: dict[str, Any],
     *,
-    saved: Report | None,
+    facts: list[tuple[str, str]],
+    reuse: Reuse | Literal[False],
 ) -> None:
     from headstart.cli import output
     from headstart.cli.inference import scores_of
@@ -320,9 +379,8 @@ def _test_and_report(
         model, loader, accelerator=options.accelerator, devices=options.devices, precision=options.precision
     )
     seconds = monotonic() - begun
-    metrics = {"best_epoch": best_epoch, "validation": _validation(record, best_epoch)}
     if is_held_back:
-        metrics["test"] = scores.to_dict(data.class_names)
+        metrics = {**metrics, "test": scores.to_dict(data.class_names)}
     _save(folder, model, data, record, metrics=metrics)
 
     num_backbone, num_head = _num_parameters(model.backbone), _num_parameters(model.head)
@@ -332,10 +390,10 @@ def _test_and_report(
             f"{scores.num_samples:,} samples of validation, by which the best epoch was chosen: there is no test part, "
             "and these scores are too good"
         )
-    facts = [
+    rows = [
         ("trained", f"{model.backbone.name}, {num_backbone:,} parameters, and a head of {num_head:,}"),
-        *output.phase_facts(record.phases, best_epoch=best_epoch),
-        *output.reuse_facts(saved),
+        *facts,
+        *output.reuse_facts(reuse.report() if reuse else None),
         ("tested on", f"{tested}; {output.duration(seconds)}"),
         *output.score_facts(scores),
         ("artefact", str(folder.path)),
@@ -343,15 +401,20 @@ def _test_and_report(
     ]
     print()
     output.show(output.classes_table(scores, data.class_names))
-    output.show(output.facts_table("Result", facts))
+    output.show(output.facts_table("Result", rows))
     what = "PHOTO ..." if model.kind == "images" else "TABLE ..."
     print(f"Use it: {output.command_line('headstart', 'predict', str(folder.path))} {what}")
 
 
-def _say_interrupted(folder: RunFolder, options: FitOptions, best_epoch: int | None) -> None:
+def _say_interrupted(
+    folder: RunFolder,
+    options: FitOptions,
+    best_epoch: int | None,
+    *,
+    what: str = "The model as far as it came in its first epoch",
+) -> None:
     from headstart.cli.output import command_line
 
-    what = "The model as far as it came in its first epoch"
     if best_epoch is not None:
         what = f"The model after epoch {best_epoch}, the best in validation so far,"
     print(f"\nInterrupted. {what} is saved in {folder.path}; it was not tested.")

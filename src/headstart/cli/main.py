@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "classify files or texts with a model that `fit` made",
     "evaluate": "measure such a model on labelled data",
     "inspect": "say what of a model is frozen, what trains, and what a step costs",
+    "compare": "rank pretrained models by how well a head on their features does",
     "run": "run a program written for PyTorch Lightning, unchanged",
 }
 _USAGE = "usage: headstart [-h] [--version] [--debug] COMMAND [ARGS ...]"

@@ -13,9 +13,10 @@ from headstart.errors import MisconfigurationError, did_you_mean, missing_depend
 
 _DESCRIPTION = """\
 Finetune a pretrained model on DATA: a folder with a folder of images per class, or a table (CSV, TSV, JSON lines,
-Parquet) with a column of texts and one of labels. At first the backbone is frozen and the head learns; then the
-backbone is unfrozen and all of it learns. The best epoch by validation is tested on samples held back from training,
-and saved in RUN, from which `headstart predict` and `headstart evaluate` work.
+Parquet) with a column of texts and one of labels. The head is fitted to its optimum on what the frozen backbone makes of
+the data; fine-tuning begins from there; the best of head alone, fine-tuned and blends of both, by validation, is
+tested on samples held back from training, and saved in RUN, from which `headstart predict` and `headstart evaluate`
+work.
 """
 
 
@@ -28,17 +29,23 @@ class FitOptions:
         out: The folder of the run: model, checkpoints, curves and settings go here.
         backbone: efficientnet_lite0, minilm, timm:NAME, torchvision:NAME, hf:NAME, or a local file or folder. Without
             it, the packaged one for the kind of data.
-        epochs: Passes over the training data, frozen ones included, which cost next to nothing after the first.
-        unfreeze_at_epoch: The epoch, counted from 0, at which the backbone is unfrozen; as many come before it. At
-            `epochs` or beyond, only the head learns.
-        lr: Learning rate of the head.
-        backbone_lr: Learning rate of the backbone once it is unfrozen. Without it, a tenth of lr for images and
-            2e-5 for texts.
+        plan: auto fits the head to its optimum, fine-tunes from there, and keeps the best of both and of their blends. thaw
+            trains the head, then all of it from an epoch on. linear_probe, full, lp_ft, gradual, layer_decay,
+            last_blocks, surgical, bitfit, norms_only, lora and l2_sp are plans from the literature; FILE.yaml is one of
+            your own.
+        epochs: Passes over the training data. Without it, 3 of fine-tuning with auto (more where they make less than 100 steps), 33 with thaw (frozen ones
+            cost next to nothing after the first), and a named plan's own number.
+        time: With auto, how long fine-tuning may take, such as 90s, 10m or 1h.
+        unfreeze_at_epoch: With thaw, the epoch, counted from 0, at which the backbone is unfrozen; 30 without it. At
+            `epochs` or beyond, only the head learns. Given without a plan, the plan is thaw.
+        lr: Learning rate of the head; the plan's own without it (1e-3 with thaw).
+        backbone_lr: With thaw, learning rate of the backbone once it is unfrozen. Without it, a tenth of lr for images
+            and 2e-5 for texts.
         weight_decay: Weight decay of AdamW.
         batch_size: Samples a step.
         class_weights: "balanced" lets every class count the same in the loss, however few its samples; "none" counts
             every sample the same.
-        patience: End after this many epochs without a better validation score, once the backbone is unfrozen.
+        patience: With thaw, end after this many epochs without a better validation score, once the backbone is unfrozen.
         image_size: Height and width in pixels to which images are brought; the backbone's own without it.
         max_length: Tokens beyond which a text is cut off; the backbone's own without it.
         text_column: The column of the texts; looked for by its name without it.
@@ -46,7 +53,7 @@ class FitOptions:
         label_column: The column of the labels; looked for by its name without it.
         val_fraction: Share of samples to choose the best epoch with, where DATA brings no val part.
         test_fraction: Share of samples to test with, where DATA brings no test part; 0 for no test.
-        views: While the backbone is frozen, show each image as it is (1), or in this many augmented views; what the
+        views: With thaw, while the backbone is frozen, show each image as it is (1), or in this many augmented views; what the
             backbone makes of them is computed once.
         reuse_frozen: auto computes what is frozen once, at the machine's best pace; exact, in the training batches; off,
             in every epoch.
@@ -62,9 +69,11 @@ class FitOptions:
     data: str
     out: str
     backbone: str | None = None
-    epochs: int = 33
-    unfreeze_at_epoch: int = 30
-    lr: float = 1e-3
+    plan: str = "auto"
+    epochs: int | None = None
+    time: str | None = None
+    unfreeze_at_epoch: int | None = None
+    lr: float | None = None
     backbone_lr: float | None = None
     weight_decay: float = 0.01
     batch_size: int = 32
@@ -87,6 +96,13 @@ class FitOptions:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
+        if self.unfreeze_at_epoch is not None and self.plan == "auto":
+            object.__setattr__(self, "plan", "thaw")
+        self._refuse_options_of_other_plans()
+        if self.plan == "thaw":
+            for name, default in {"epochs": 33, "unfreeze_at_epoch": 30, "lr": 1e-3}.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, default)
         for name, lowest in _LOWEST.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -99,6 +115,24 @@ class FitOptions:
             raise MisconfigurationError(
                 f"--text_pair_column is {self.text_pair_column!r} and --text_column is missing: name both columns."
             )
+
+    def _refuse_options_of_other_plans(self) -> None:
+        """Refuse options that would have no effect with this plan, and plans that are none."""
+        from headstart.plans import PLANS
+
+        known = ["auto", "thaw", *PLANS]
+        if self.plan not in known and not self.plan.endswith((".yaml", ".yml")):
+            raise MisconfigurationError(
+                f"--plan is {self.plan!r}; expected {', '.join(known)}, or a FILE.yaml.{did_you_mean(self.plan, known)}"
+            )
+        defaults = {each.name: each.default for each in fields(self)}
+        for name, plan in _OF_ONE_PLAN.items():
+            if getattr(self, name) != defaults[name] and self.plan != plan:
+                raise MisconfigurationError(
+                    f"--{name} is for --plan {plan}, and the plan is {self.plan}. Leave one of them out."
+                )
+        if self.time is not None:
+            seconds_of(self.time)
 
     def refuse_options_of_the_other_kind(self, kind: Literal["images", "text"]) -> None:
         """Refuse options that would have no effect on this kind of data.
@@ -126,6 +160,29 @@ class FitOptions:
         return named or None
 
 
+#: Options that have a meaning with one plan alone.
+_OF_ONE_PLAN = {
+    "time": "auto", "unfreeze_at_epoch": "thaw", "backbone_lr": "thaw", "patience": "thaw", "views": "thaw",
+}  # fmt: skip
+
+
+def seconds_of(time: str) -> float:
+    """Give the seconds of a time such as 90s, 10m or 1h.
+
+    Raises:
+        MisconfigurationError: If it is written in another way, or is not above 0.
+
+    Example:
+        >>> seconds_of("1.5m")
+        90.0
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", time.strip())
+    seconds = 0.0 if found is None else float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    if not seconds > 0:
+        raise MisconfigurationError(f"--time is {time!r}; expected a time above 0 such as 90s, 10m or 1h.")
+    return seconds
+
+
 _LOWEST = {
     "epochs": 1, "unfreeze_at_epoch": 0, "weight_decay": 0, "batch_size": 1, "patience": 1, "image_size": 16,
     "max_length": 8, "views": 1, "num_workers": 0,
@@ -134,7 +191,7 @@ _LOWEST = {
 #: Options that may change when a run goes on: they do not touch what was learned so far. All others must be as they
 #: were, or the run that goes on is another than the one that was begun.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "epochs", "patience", "num_workers", "features", "accelerator", "devices", "text_column", "text_pair_column",
+    {"data", "out", "epochs", "patience", "time", "num_workers", "features", "accelerator", "devices", "text_column", "text_pair_column",
      "label_column"}  # the columns and the data are compared by what is read from them
 )  # fmt: skip
 
@@ -163,8 +220,8 @@ def parse(arguments: list[str]) -> Request:
 
     Example:
         >>> request = parse(["photos", "--out", "run", "--epochs", "3"])
-        >>> request.options.epochs, request.options.lr, request.resume
-        (3, 0.001, False)
+        >>> request.options.plan, request.options.epochs, request.resume
+        ('auto', 3, False)
     """
     found = _parse(arguments, defaults={})
     if found["resume"]:

@@ -265,6 +265,15 @@ class ClassificationData(LightningDataModule):
         """Give the loader of the training part, shuffled from torch's global generator."""
         return self._loader("train")
 
+    def plain_train_dataloader(self) -> DataLoader[Any]:
+        """Give the loader of the training part, in order, each sample as it is: what a head is fitted on."""
+        dataset = self._plain_train_set()
+        self._check_ready("train")
+        return self._make_loader(dataset, labelled=True)
+
+    def _plain_train_set(self) -> Dataset[Any]:
+        return self._prepared.sets["train"]
+
     def val_dataloader(self) -> DataLoader[Any]:
         """Give the loader of the validation part."""
         return self._loader("val")

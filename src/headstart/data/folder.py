@@ -145,11 +145,17 @@ class ImageFolderData(ClassificationData):
             images = self.train_set
             assert isinstance(images, LabelledImages)
             self._fixed = (
-                LabelledImages(images.images.paths, images.targets, transform=self.eval_transform)
+                self._plain_train_set()
                 if self._num_views == 1
                 else Views(images, self._num_views, seed=self.seed)
             )
         return self._make_loader(self._fixed, labelled=True, shuffle=True)
+
+    def _plain_train_set(self) -> Dataset[Any]:
+        images = self.train_set
+        assert isinstance(images, LabelledImages)
+        self._check_ready("val")  # for its transform
+        return LabelledImages(images.images.paths, images.targets, transform=self.eval_transform)
 
     @property
     def train_transform(self) -> Transform | None:

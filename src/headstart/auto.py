@@ -1,0 +1,307 @@
+"""The plan `auto`: the head at its optimum, fine-tuning from there, and the best of the two and of what lies between.
+
+Fine-tuning can end worse than the head alone. So the head is fitted first, on features that are computed once; fine-tuning begins
+from it (LP-FT, Kumar et al. 2022); then the head alone, the fine-tuned model, blends of the two (WiSE-FT, Wortsman et
+al. 2021) and an average of the best moments of fine-tuning (a soup, Wortsman et al. 2022) are judged on the same
+validation samples, and the cheapest that is not shown to be worse than the best is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headstart import freezing
+from headstart.blending import greedy_soup, has_batch_norms, interpolate, reestimate_batch_norms
+from headstart.calibration import Calibration, calibrate
+from headstart.callback import Callback
+from headstart.choice import Candidate, is_hopeless
+from headstart.module import LightningModule
+from headstart.plan import Phase, Plan
+from headstart.probe import Probe, fit_probe
+from headstart.scores import confusion_matrix, score
+from headstart.trainer import Trainer
+
+if TYPE_CHECKING:
+    from headstart.deferred import Reuse
+    from headstart.tasks import Classifier
+
+Kind = Literal["images", "text"]
+Weights = Mapping[str, Tensor]
+
+# The share of the fine-tuned weights in each blend.
+BLENDS = (0.25, 0.5, 0.75)
+
+HEAD, TUNED, SOUP = "head alone", "fine-tuned", "soup"
+
+
+# ---- the head
+
+
+class _Reader(LightningModule):
+    """Reads a loader through a network, in order."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
+        return self.network(inputs), targets
+
+
+def outputs_of(
+    network: nn.Module, loader: Any, *, reuse: Reuse | Literal[False] = False, **settings: Any
+) -> tuple[Tensor, Tensor]:
+    """Give what a network makes of all samples of a loader, on the CPU, and their targets.
+
+    Args:
+        network: Takes the inputs; frozen, its work is done once where `reuse` is given.
+        loader: Gives `(inputs, targets)`.
+        reuse: What computes frozen work once.
+        settings: `accelerator`, `devices` and `precision` of the `Trainer`.
+
+    Returns:
+        Outputs (N, ...) float32, and targets (N,).
+
+    Example:
+        >>> loader = torch.utils.data.DataLoader([(torch.ones(2), 1)] * 3, batch_size=2)
+        >>> outputs, targets = outputs_of(nn.Flatten(), loader, accelerator="cpu")
+        >>> outputs.shape, targets.tolist()
+        (torch.Size([3, 2]), [1, 1, 1])
+    """
+    trainer = Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        reuse_frozen=reuse,
+        **settings,
+    )
+    found = trainer.predict(_Reader(network), loader)
+    outputs, targets = zip(*found, strict=True)
+    return torch.cat([each.float().cpu() for each in outputs]), torch.cat([each.cpu() for each in targets])
+
+
+def fit_head(model: Classifier, features: Tensor, targets: Tensor, *, seed: int = 0) -> Probe:
+    """Give the head of a model the weights that are best for these features; see `fit_probe`.
+
+    Args:
+        model: Its class weights count.
+        features: Of its backbone, (N, width).
+        targets: Class indices (N,).
+        seed: Of the folds.
+    """
+    weights = None if model.class_weights is None else model.class_weights.cpu()
+    probe = fit_probe(features, targets, num_classes=len(model.class_names), class_weights=weights, seed=seed)
+    model.head.load_state_dict(probe.linear().state_dict())
+    return probe
+
+
+# ---- fine-tuning
+
+
+def tuning_plan(
+    kind: Kind, *, epochs: int, steps_per_epoch: int, lr: float | None = None, is_timed: bool = False
+) -> Plan:
+    """Give the plan that fine-tunes from a fitted head.
+
+    Everything trains at a low rate, lower from block to block towards the input, after a warm-up of half an epoch. Norms keep
+    their statistics: the head was fitted on what those give.
+
+    Args:
+        kind: Of the data; a language model forgets what it knows at the rates at which an image model is fine-tuned.
+        epochs: Number of epochs, at most.
+        steps_per_epoch: Optimizer steps of one.
+        lr: Of the head; `None` is 2e-4 for images and 5e-5 for texts.
+        is_timed: Whether a clock may end it: the rate then stays, for nobody knows when to have come down.
+
+    Example:
+        >>> tuning_plan("images", epochs=3, steps_per_epoch=50).phases[0].warmup_steps
+        25
+    """
+    phase = Phase(
+        name="fine-tuning",
+        trains="all",
+        lr=lr or (2e-4 if kind == "images" else 5e-5),
+        layer_decay=0.8 if kind == "images" else 0.9,
+        norms="frozen" if kind == "images" else "train",
+        epochs=epochs,
+        warmup_steps=max(1, steps_per_epoch // 2),
+        schedule="constant" if is_timed else "cosine",
+    )
+    return Plan(name="auto", phases=(phase,))
+
+
+class StopWhenHopeless(Callback):
+    """Ends fine-tuning that stays below the head alone and does not look like passing it.
+
+    Args:
+        monitor: The logged value that is watched.
+        reference: The head's.
+        mode: Whether lower or higher is better.
+        patience: How many validations the trend looks back.
+
+    Attributes:
+        history: The value at each validation.
+        is_stopped: Whether it ended the run.
+    """
+
+    def __init__(
+        self, monitor: str, reference: float, *, mode: Literal["min", "max"] = "max", patience: int = 4
+    ) -> None:
+        super().__init__()
+        self.monitor = monitor
+        self.reference = reference
+        self.mode: Literal["min", "max"] = mode
+        self.patience = patience
+        self.history: list[float] = []
+        self.is_stopped = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the value."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self.history.append(float(trainer.callback_metrics[self.monitor]))
+        self.is_stopped = is_hopeless(
+            self.history, self.reference, patience=self.patience, mode=self.mode, min_checks=self.patience + 1
+        )
+        if self.is_stopped:
+            trainer.should_stop = True
+            trainer.say(
+                f"Fine-tuning ends: after {len(self.history)} validations {self.monitor} has not come to the head's "
+                f"{self.reference:.3f} (last {self.history[-1]:.3f}), and is not on its way there."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far."""
+        return {"history": list(self.history), "is_stopped": self.is_stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.history = list(state_dict["history"])
+        self.is_stopped = bool(state_dict["is_stopped"])
+
+
+# ---- the candidates
+
+
+class Candidates:
+    """What may be kept: each one's weights, and what it says of the validation samples.
+
+    Args:
+        model: Into which weights are loaded, one after the other.
+        head: The weights with the fitted head, before fine-tuning.
+        predictions: The head's log-probabilities (N, C) of the validation samples.
+        targets: Their class indices (N,).
+        predict: Gives the log-probabilities of the model as it is.
+        renew_norms: Gives the model's batch norms statistics anew, where weights were blended; `None` where they are kept.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        head: Weights,
+        predictions: Tensor,
+        targets: Tensor,
+        predict: Callable[[], Tensor],
+        renew_norms: Callable[[], Any] | None = None,
+    ) -> None:
+        self._model = model
+        self._targets = targets
+        self._predict = predict
+        self._renew_norms = renew_norms if has_batch_norms(model) else None
+        self._head = {name: value.clone() for name, value in head.items()}
+        self.weights: dict[str, Weights] = {HEAD: self._head}
+        self.found: list[Candidate] = [Candidate(HEAD, 0.0, predictions)]
+
+    def add_tuned(self, states: Sequence[Weights], scores: Sequence[float]) -> None:
+        """Add the best moment of fine-tuning, blends of it with the head alone, and a soup of all moments.
+
+        Args:
+            states: The weights at the best moments.
+            scores: Of each, higher is better.
+        """
+        if not states:
+            return
+        best = states[max(range(len(states)), key=lambda index: scores[index])]
+        self._add(TUNED, 1.0, best)
+        for share in BLENDS:
+            self._add(f"blend {share:.0%}", share, interpolate(self._head, best, share), is_blend=True)
+        if len(states) > 1:
+            soup, members = greedy_soup(states, scores, self._accuracy)
+            if len(members) > 1:
+                self._add(f"{SOUP} of {len(members)}", 1.5, soup, is_blend=True)
+
+    def keep(self, name: str) -> None:
+        """Give the model the weights of a candidate."""
+        self._model.load_state_dict(self.weights[name])
+
+    def predictions_of(self, name: str) -> Any:
+        """Give the log-probabilities (N, C) of a candidate."""
+        return next(each.predictions for each in self.found if each.name == name)
+
+    def _add(self, name: str, cost: float, weights: Weights, *, is_blend: bool = False) -> None:
+        self._load(weights, is_blend=is_blend)
+        self.weights[name] = {key: value.detach().clone() for key, value in self._model.state_dict().items()}
+        self.found.append(Candidate(name, cost, self._predict()))
+
+    def _load(self, weights: Weights, *, is_blend: bool) -> None:
+        self._model.load_state_dict(weights)
+        if is_blend and self._renew_norms is not None:
+            self._renew_norms()
+
+    def _accuracy(self, weights: Weights) -> float:
+        self._load(weights, is_blend=True)
+        predicted = self._predict().argmax(dim=1)
+        return float((predicted == self._targets).double().mean())
+
+
+def macro_f1(predictions: Tensor, targets: Tensor) -> float:
+    """Give the macro-F1 of log-probabilities (N, C) or logits.
+
+    Example:
+        >>> macro_f1(torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), torch.tensor([0, 1]))
+        1.0
+    """
+    matrix = confusion_matrix(targets, predictions.argmax(dim=1), num_classes=predictions.shape[1])
+    return score(matrix).macro_f1.value
+
+
+def fold_in_temperature(head: nn.Linear, predictions: Tensor, targets: Tensor) -> Calibration:
+    """Calibrate a classifier by its head: weights and bias are divided by the temperature, so every use is calibrated.
+
+    Args:
+        head: Its last layer.
+        predictions: Logits or log-probabilities (N, C) of validation samples.
+        targets: Class indices (N,).
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
+
+    Example:
+        >>> head = nn.Linear(2, 2)
+        >>> logits = 9 * torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+        >>> targets = torch.randint(2, (100,), generator=torch.Generator().manual_seed(0))
+        >>> fold_in_temperature(head, logits, targets).temperature > 2
+        True
+    """
+    found = calibrate(predictions, targets)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.div_(found.temperature)
+    return found
+
+
+def frozen_backbone(model: Classifier) -> nn.Module:
+    """Freeze the backbone of a model, and give it."""
+    freezing.freeze(model.backbone)
+    return model.backbone
+
+
+def renew_batch_norms(model: nn.Module, loader: Any, *, max_batches: int = 16) -> int:
+    """Give the batch norms of a model the statistics that its weights have on training inputs; see `reestimate_batch_norms`."""
+    return reestimate_batch_norms(model, loader, max_batches=max_batches)

@@ -1,0 +1,159 @@
+"""`headstart fit --plan ...`: `auto`, the default, never ends worse than the head alone; the others train as they are told."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+
+from headstart import auto
+from headstart.artefact import load_artefact, read_metadata
+from headstart.cli import fit
+from headstart.errors import MisconfigurationError
+from headstart.plan import Phase, Plan
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("--image_size", "64", "--batch_size", "8", "--epochs", "2")
+
+
+def weights(run):
+    return (run / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(solar_cells, fit_in_second_process, tmp_path_factory):
+    """A run that nobody interrupted: its folder, and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "auto"
+    process = fit_in_second_process(solar_cells, "--out", run, *SMALL)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return run, printed, errors
+
+
+def test_head_and_candidates_are_printed_with_intervals(finished):
+    run, printed, errors = finished
+    lines = " ".join(printed.split())
+    assert "Head fitted to its optimum on 28 samples, accuracy in 5 folds" in lines
+    assert "Plan 'auto':" in errors or "Plan 'auto':" in printed
+    for name in ("head alone", "blend 25%", "blend 50%", "blend 75%", "fine-tuned"):
+        assert name in lines
+    assert "validation samples, 95% intervals" in lines
+    assert "kept" in lines
+    assert "calibration error" in lines
+    assert f"artefact {run}" in lines
+
+
+def test_the_artefact_holds_the_choice_and_the_calibration(finished, solar_cells):
+    metadata = read_metadata(finished[0])
+    choice, calibration = metadata["metrics"]["choice"], metadata["metrics"]["calibration"]
+    names = [each["name"] for each in choice["candidates"]]
+    assert names[0] == "head alone"
+    assert choice["chosen"] in names
+    kept = next(each for each in choice["candidates"] if each["name"] == choice["chosen"])
+    assert metadata["metrics"]["validation"]["acc"] == kept["accuracy"]["value"]
+    assert calibration["temperature"] > 0
+    # What was saved is what was judged: its predictions on the validation part are the candidate's, at that temperature.
+    model = load_artefact(finished[0])
+    data = fit.open_data(fit.parse([str(solar_cells), "--out", "x"]).options).prepare()
+    data.eval_transform = model.preprocessing.eval_transform()
+    logits, targets = auto.outputs_of(model, data.val_dataloader(), accelerator="cpu")
+    assert float((logits.argmax(1) == targets).double().mean()) == pytest.approx(kept["accuracy"]["value"])
+    before = logits * calibration["temperature"]
+    loss = torch.nn.functional.cross_entropy(before, targets).item()
+    assert loss == pytest.approx(kept["log_loss"]["value"], rel=1e-3)  # channels-last sums in another order
+
+
+def test_where_fine_tuning_ruins_the_model_the_head_alone_is_kept(solar_cells, tmp_path, capsys):
+    options = ("--image_size", "64", "--batch_size", "8", "--epochs", "4", "--lr", "3.0")
+    assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
+    lines = " ".join(capsys.readouterr().out.split())
+    metadata = read_metadata(tmp_path / "run")
+    candidates = {
+        each["name"]: each["macro_f1"]["value"] for each in metadata["metrics"]["choice"]["candidates"]
+    }
+    kept = metadata["metrics"]["choice"]["chosen"]
+    assert candidates[kept] >= candidates["head alone"]
+    assert candidates["fine-tuned"] < candidates["head alone"] or kept != "fine-tuned"
+    assert "kept" in lines
+
+
+def test_a_run_that_ctrl_c_ended_goes_on_bit_for_bit(finished, solar_cells, fit_in_second_process, tmp_path):
+    run = tmp_path / "run"
+    process = fit_in_second_process(solar_cells, "--out", run, *SMALL)
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
+    assert "it was not tested" in printed
+    assert load_artefact(run).class_names == ["defective", "functional"]
+    process = fit_in_second_process(solar_cells, "--out", run, "--resume")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert weights(run) == weights(finished[0])
+    assert read_metadata(run)["metrics"]["choice"] == read_metadata(finished[0])["metrics"]["choice"]
+
+
+def test_time_ends_fine_tuning(solar_cells, tmp_path, capsys):
+    options = ("--image_size", "64", "--batch_size", "8", "--epochs", "500", "--time", "2s")
+    assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
+    assert len(read_metadata(tmp_path / "run")["history"]["epochs"]) < 500
+
+
+def test_texts_are_fitted_by_the_same_plan(reviews, tmp_path):
+    options = (
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--text_column",
+        "what was said",
+        "--label_column",
+        "sentiment",
+    )
+    assert fit.run([str(reviews), "--out", str(tmp_path / "run"), *options]) == 0
+    metadata = read_metadata(tmp_path / "run")
+    assert metadata["metrics"]["head"]["accuracy"]["value"] > 0.6
+    assert metadata["metrics"]["test"]["accuracy"]["value"] > 0.6
+
+
+@pytest.mark.parametrize("plan", ["linear_probe", "last_blocks"])
+def test_a_named_plan_is_followed(solar_cells, tmp_path, plan, capsys):
+    options = ("--image_size", "64", "--batch_size", "8", "--epochs", "1", "--plan", plan)
+    assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
+    assert f"Plan '{plan}':" in capsys.readouterr().err
+    assert len(read_metadata(tmp_path / "run")["history"]["epochs"]) == 1
+
+
+def test_a_plan_of_ones_own_is_followed(solar_cells, tmp_path, capsys):
+    plan = Plan(
+        phases=[Phase(name="a", trains="head", epochs=1), Phase(name="b", trains=("head", "norms"), epochs=1)]
+    )
+    plan.to_yaml(tmp_path / "plan.yaml")
+    options = ("--image_size", "64", "--batch_size", "8", "--plan", str(tmp_path / "plan.yaml"))
+    assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
+    assert "Phase 'b' begins" in capsys.readouterr().err
+    assert (
+        json.loads((tmp_path / "run" / "headstart.json").read_text())["metrics"]["test"]["num_samples"] == 6
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan", "autp"], "--plan is 'autp'.*Did you mean 'auto'"),
+        (["--plan", "full", "--time", "10m"], "--time is for --plan auto, and the plan is full"),
+        (["--plan", "full", "--unfreeze_at_epoch", "3"], "--unfreeze_at_epoch is for --plan thaw"),
+        (["--patience", "3"], "--patience is for --plan thaw, and the plan is auto"),
+        (["--time", "soon"], "--time is 'soon'; expected a time above 0 such as 90s, 10m or 1h"),
+        (["--time", "0m"], "--time is '0m'"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(options, message):
+    with pytest.raises(MisconfigurationError, match=message):
+        fit.parse(["photos", "--out", "run", *options])
