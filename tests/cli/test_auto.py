@@ -99,6 +99,27 @@ def test_a_run_that_ctrl_c_ended_goes_on_bit_for_bit(finished, solar_cells, fit_
     assert read_metadata(run)["metrics"]["choice"] == read_metadata(finished[0])["metrics"]["choice"]
 
 
+def test_forgetting_is_a_probe_on_other_data_before_and_after(solar_cells, tmp_path, capsys):
+    other = tmp_path / "other"
+    for name in ("defective", "functional"):
+        (other / name).mkdir(parents=True)
+        for photo in sorted((solar_cells / name).iterdir())[:12]:
+            (other / name / photo.name).symlink_to(photo)
+    options = (*SMALL[:4], "--plan", "full", "--epochs", "1", "--lr", "0.05", "--forgetting", str(other))
+    assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
+    found = read_metadata(tmp_path / "run")["metrics"]["forgetting"]
+    assert found["before"]["num_samples"] == found["after"]["num_samples"] > 10
+    assert found["before"]["accuracy"] != found["after"]["accuracy"]  # at this rate, the backbone is another
+    assert "forgetting a probe on" in " ".join(capsys.readouterr().out.split())
+
+
+def test_forgetting_needs_data_of_the_same_kind(solar_cells, reviews, tmp_path):
+    with pytest.raises(
+        MisconfigurationError, match="holds text, and the backbone 'efficientnet_lite0' takes images"
+    ):
+        fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *SMALL, "--forgetting", str(reviews)])
+
+
 def test_time_ends_fine_tuning(solar_cells, tmp_path, capsys):
     options = ("--image_size", "64", "--batch_size", "8", "--epochs", "500", "--time", "2s")
     assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0

@@ -12,6 +12,7 @@ from headstart.errors import HeadstartError, missing_dependency
 
 if TYPE_CHECKING:
     from headstart.callback import Callback
+    from headstart.cli.forgetting import Look
     from headstart.cli.phases import PhaseRecord
     from headstart.cli.run_folder import RunFolder
     from headstart.data import ClassificationData
@@ -56,7 +57,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _fit(request: Request) -> int:
-    from headstart.cli import output
+    from headstart.cli import forgetting, output
     from headstart.cli.run_folder import RunFolder
     from headstart.seed import seed_everything
 
@@ -78,8 +79,9 @@ def _fit(request: Request) -> int:
     )
 
     reuse = _reuse(options, folder)
+    before = forgetting.look(model, options) if options.forgetting is not None else None
     if options.plan == "auto":
-        return _fit_auto(model, data, options, folder, resume=request.resume, reuse=reuse)
+        return _fit_auto(model, data, options, folder, resume=request.resume, reuse=reuse, before=before)
     record, was_interrupted = _train(model, data, options, folder, resume=request.resume, reuse=reuse)
     best_epoch = _restore_best(model, folder) if options.plan == "thaw" else None
     if was_interrupted and not record.phases:
@@ -97,7 +99,7 @@ def _fit(request: Request) -> int:
         return _INTERRUPTED
     metrics = {"best_epoch": best_epoch, "validation": _validation(record, best_epoch)}
     facts = output.phase_facts(record.phases, best_epoch=best_epoch)
-    _test_and_report(folder, model, data, options, record, metrics, facts=facts, reuse=reuse)
+    _test_and_report(folder, model, data, options, record, metrics, facts=facts, reuse=reuse, before=before)
     return 0
 
 
@@ -109,6 +111,7 @@ def _fit_auto(
     *,
     resume: bool,
     reuse: Reuse | Literal[False],
+    before: Look | None,
 ) -> int:
     from headstart.cli import auto
 
@@ -123,7 +126,15 @@ def _fit_auto(
         )
         return _INTERRUPTED
     _test_and_report(
-        folder, model, data, options, outcome.record, outcome.metrics, facts=outcome.facts, reuse=reuse
+        folder,
+        model,
+        data,
+        options,
+        outcome.record,
+        outcome.metrics,
+        facts=outcome.facts,
+        reuse=reuse,
+        before=before,
     )
     return 0
 
@@ -368,8 +379,9 @@ def _test_and_report(
     *,
     facts: list[tuple[str, str]],
     reuse: Reuse | Literal[False],
+    before: Look | None,
 ) -> None:
-    from headstart.cli import output
+    from headstart.cli import forgetting, output
     from headstart.cli.inference import scores_of
 
     is_held_back = data.test_set is not None
@@ -381,6 +393,10 @@ def _test_and_report(
     seconds = monotonic() - begun
     if is_held_back:
         metrics = {**metrics, "test": scores.to_dict(data.class_names)}
+    if before is not None:
+        after = forgetting.look(model, options)
+        metrics = {**metrics, "forgetting": {"before": before.to_dict(), "after": after.to_dict()}}
+        facts = [*facts, forgetting.fact_of(before, after, options)]
     _save(folder, model, data, record, metrics=metrics)
 
     num_backbone, num_head = _num_parameters(model.backbone), _num_parameters(model.head)

@@ -59,6 +59,8 @@ class FitOptions:
             in every epoch.
         features: A folder in which the frozen backbone's outputs are kept, for other runs on the same data; without it they
             are kept in RUN, for --resume.
+        forgetting: Other data of the same kind: how well a probe tells its classes apart on what the backbone makes of them,
+            before training and after.
         seed: Of the split, the head's first weights and the order of samples.
         num_workers: Processes that read samples; 0 reads them in this one.
         accelerator: auto, cpu, gpu, cuda or mps.
@@ -89,6 +91,7 @@ class FitOptions:
     views: int = 1
     reuse_frozen: Literal["auto", "exact", "off"] = "auto"
     features: str | None = None
+    forgetting: str | None = None
     seed: int = 0
     num_workers: int = 0
     accelerator: str = "auto"
