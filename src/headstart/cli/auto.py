@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from headstart import auto, freezing
-from headstart.blending import has_batch_norms
 from headstart.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from headstart.checkpoint import read_checkpoint
-from headstart.choice import Choice, choose
+from headstart.choice import Choice, Metric, choose
 from headstart.cli import output
 from headstart.cli.interrupt import Interrupt
 from headstart.cli.options import seconds_of
@@ -56,6 +55,28 @@ class Outcome:
     candidates: auto.Candidates | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """The fitted head: what it says of the validation samples, and all weights with it."""
+
+    probe: Probe
+    weights: dict[str, Tensor]
+    predictions: Tensor
+    targets: Tensor
+    f1: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tuning:
+    """What fine-tuning came to: its best moments by validation, by their checkpoints."""
+
+    record: PhaseRecord
+    hopeless: auto.StopWhenHopeless
+    moments: dict[str, float]
+    is_interrupted: bool
+
+
 def train(
     model: Classifier,
     data: ClassificationData,
@@ -67,28 +88,61 @@ def train(
     loggers: list[Any],
 ) -> Outcome:
     """Fit the head, fine-tune, choose, calibrate."""
+    head = _fit_head(model, data, options, reuse=reuse)
+    tuning = _finetune(model, data, options, folder, head=head, resume=resume, reuse=reuse, loggers=loggers)
+    model.cpu()
+    freezing.unfreeze(model)
+    if not tuning.is_interrupted:
+        return _choose(model, data, options, head=head, tuning=tuning)
+    best = max(tuning.moments, key=lambda path: tuning.moments[path], default=None)
+    is_better = best is not None and tuning.moments[best] > head.f1
+    model.load_state_dict(read_checkpoint(best)["state_dict"] if best and is_better else head.weights)
+    metrics: dict[str, Any] = {"best_epoch": None, "validation": {}}
+    return Outcome(record=tuning.record, is_interrupted=True, metrics=metrics, facts=[])
+
+
+def _fit_head(
+    model: Classifier, data: ClassificationData, options: FitOptions, *, reuse: Reuse | Literal[False]
+) -> _Head:
     begun = monotonic()
-    settings: dict[str, Any] = {
-        "accelerator": options.accelerator,
-        "devices": options.devices,
-        "precision": options.precision,
-    }
-    backbone = auto.frozen_backbone(model)
+    backbone, settings = auto.frozen_backbone(model), _device_of(options)
     features, targets = auto.outputs_of(backbone, data.plain_train_dataloader(), reuse=reuse, **settings)
     val_features, val_targets = auto.outputs_of(backbone, data.val_dataloader(), reuse=reuse, **settings)
     read = monotonic()
     probe = auto.fit_head(model.cpu(), features, targets, seed=options.seed)
     with torch.no_grad():
-        head_predictions = model.head(val_features).log_softmax(dim=1)
-    head_f1 = auto.macro_f1(head_predictions, val_targets)
-    print(_of_head(probe, len(features), reading=read - begun, fitting=monotonic() - read), flush=True)
-    head = {name: value.clone() for name, value in model.state_dict().items()}
-
-    record, interrupt, hopeless = (
-        PhaseRecord(),
-        Interrupt(folder.last_checkpoint),
-        auto.StopWhenHopeless("val_f1", head_f1),
+        predictions = model.head(val_features).log_softmax(dim=1)
+    fitted = monotonic()
+    folds = "" if probe.accuracy is None else f", accuracy in {probe.num_folds} folds {probe.accuracy}"
+    print(
+        f"Head fitted to its optimum on {len(features):,} samples{folds}; {output.duration(read - begun)} for the "
+        f"features, {output.duration(fitted - read)} for the fit.",
+        flush=True,
     )
+    return _Head(
+        probe=probe,
+        weights={name: value.clone() for name, value in model.state_dict().items()},
+        predictions=predictions,
+        targets=val_targets,
+        f1=auto.macro_f1(predictions, val_targets),
+        seconds=fitted - begun,
+    )
+
+
+def _finetune(
+    model: Classifier,
+    data: ClassificationData,
+    options: FitOptions,
+    folder: RunFolder,
+    *,
+    head: _Head,
+    resume: bool,
+    reuse: Reuse | Literal[False],
+    loggers: list[Any],
+) -> _Tuning:
+    """Train everything from the fitted head, to the end or to Ctrl-C."""
+    record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
+    hopeless = auto.StopWhenHopeless("val_f1", head.f1)
     moments = ModelCheckpoint(
         folder.last_checkpoint.parent,
         filename="moment-{step}",
@@ -99,6 +153,7 @@ def train(
         enable_version_counter=False,
     )
     num_steps = len(data.train_dataloader())
+    rates = LearningRateMonitor(logging_interval="epoch")
     trainer = Trainer(
         plan=auto.tuning_plan(
             model.kind,
@@ -108,113 +163,113 @@ def train(
             is_timed=options.time is not None,
         ),
         max_time=None if options.time is None else timedelta(seconds=seconds_of(options.time)),
-        callbacks=[record, interrupt, hopeless, LearningRateMonitor(logging_interval="epoch"), RichProgressBar(), moments],
+        callbacks=[record, interrupt, hopeless, rates, RichProgressBar(), moments],
         val_check_interval=0.5 if num_steps > 1 else 1.0,
         logger=loggers,
         log_every_n_steps=10,
         enable_model_summary=False,
         reuse_frozen=reuse,
-        **settings,
-    )  # fmt: skip
+        **_device_of(options),
+    )
     checkpoint = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
     if resume and checkpoint is None:
         print("The run had saved no checkpoint yet: it begins from its start.")
-    is_interrupted = False
+    was_cut = False
     with interrupt.listening():
         try:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
         except KeyboardInterrupt:
-            is_interrupted = True
-    is_interrupted = is_interrupted or interrupt.is_requested
-    model.cpu()
-    freezing.unfreeze(model)
-    moments_found = {path: float(value) for path, value in moments.best_k_models.items()}
-    if is_interrupted:
-        best = max(moments_found, key=lambda path: moments_found[path], default=None)
-        is_better = best is not None and moments_found[best] > head_f1
-        model.load_state_dict(read_checkpoint(best)["state_dict"] if best and is_better else head)
-        return Outcome(
-            record=record, is_interrupted=True, metrics={"best_epoch": None, "validation": {}}, facts=[]
-        )
+            was_cut = True
+    return _Tuning(
+        record=record,
+        hopeless=hopeless,
+        moments={path: float(value) for path, value in moments.best_k_models.items()},
+        is_interrupted=was_cut or interrupt.is_requested,
+    )
+
+
+def _choose(
+    model: Classifier, data: ClassificationData, options: FitOptions, *, head: _Head, tuning: _Tuning
+) -> Outcome:
+    """Judge all candidates on the validation part, keep one, and calibrate it."""
+    begun = monotonic()
 
     def predict() -> Tensor:
-        return auto.outputs_of(model, data.val_dataloader(), **settings)[0].log_softmax(dim=1)
+        logits, _ = auto.outputs_of(model, data.val_dataloader(), **_device_of(options))
+        return logits.log_softmax(dim=1)
 
     def renew_norms() -> None:
         auto.renew_batch_norms(model, data.plain_train_dataloader())
 
-    tuned_norms = model.kind == "text" and has_batch_norms(model)  # those of images keep their statistics
     candidates = auto.Candidates(
-        model, head=head, predictions=head_predictions, targets=val_targets, predict=predict,
-        renew_norms=renew_norms if tuned_norms else None,
-    )  # fmt: skip
-    judging = monotonic()
-    candidates.add_tuned(
-        [read_checkpoint(path)["state_dict"] for path in moments_found], list(moments_found.values())
+        model,
+        head=head.weights,
+        predictions=head.predictions,
+        targets=head.targets,
+        predict=predict,
+        renew_norms=renew_norms if model.kind == "text" else None,  # those of images kept their statistics
     )
-    metric: Literal["macro_f1", "accuracy"] = (
-        "macro_f1" if options.class_weights == "balanced" else "accuracy"
-    )
-    choice = choose(candidates.found, val_targets, metric=metric, seed=options.seed)
+    states = [read_checkpoint(path)["state_dict"] for path in tuning.moments]
+    candidates.add_tuned(states, list(tuning.moments.values()))
+    metric: Metric = "macro_f1" if options.class_weights == "balanced" else "accuracy"
+    choice = choose(candidates.found, head.targets, metric=metric, seed=options.seed)
     candidates.keep(choice.chosen)
-    calibration = auto.fold_in_temperature(model.head, candidates.predictions_of(choice.chosen), val_targets)
+    predictions = candidates.predictions_of(choice.chosen)
+    calibration = auto.fold_in_temperature(model.head, predictions, head.targets)
     print(f"\n{choice}\n")
     kept = next(each for each in choice.candidates if each.name == choice.chosen)
-    return Outcome(
-        record=record,
-        is_interrupted=False,
-        candidates=candidates,
-        metrics={
-            "best_epoch": None,
-            "validation": {"acc": kept.accuracy.value, "f1": kept.macro_f1.value, "loss": kept.log_loss.value},
-            "head": {"strength": probe.strength, "accuracy": probe.accuracy.to_dict() if probe.accuracy else None,
-                     "num_folds": probe.num_folds},
-            "choice": choice.to_dict(),
-            "calibration": calibration.to_dict(),
+    accuracy = head.probe.accuracy
+    metrics = {
+        "best_epoch": None,
+        "validation": {
+            "acc": kept.accuracy.value,
+            "f1": kept.macro_f1.value,
+            "loss": kept.log_loss.value,
         },
-        facts=_facts(probe, record, hopeless, choice, calibration, head_seconds=read - begun, judged=monotonic() - judging),
-    )  # fmt: skip
-
-
-def _of_head(probe: Probe, count: int, *, reading: float, fitting: float) -> str:
-    folds = "" if probe.accuracy is None else f", accuracy in {probe.num_folds} folds {probe.accuracy}"
-    return (
-        f"Head fitted to its optimum on {count:,} samples{folds}; {output.duration(reading)} for the features, "
-        f"{output.duration(fitting)} for the fit."
+        "head": {
+            "strength": head.probe.strength,
+            "accuracy": None if accuracy is None else accuracy.to_dict(),
+            "num_folds": head.probe.num_folds,
+        },
+        "choice": choice.to_dict(),
+        "calibration": calibration.to_dict(),
+    }
+    facts = _facts(head, tuning, choice, calibration, seconds=monotonic() - begun)
+    return Outcome(
+        record=tuning.record, is_interrupted=False, metrics=metrics, facts=facts, candidates=candidates
     )
+
+
+def _device_of(options: FitOptions) -> dict[str, Any]:
+    return {
+        "accelerator": options.accelerator,
+        "devices": options.devices,
+        "precision": options.precision,
+    }
 
 
 def _facts(
-    probe: Probe,
-    record: PhaseRecord,
-    hopeless: auto.StopWhenHopeless,
-    choice: Choice,
-    calibration: Calibration,
-    *,
-    head_seconds: float,
-    judged: float,
+    head: _Head, tuning: _Tuning, choice: Choice, calibration: Calibration, *, seconds: float
 ) -> list[tuple[str, str]]:
     """Give the rows of the result's table."""
-    head = (
-        f"fitted to its optimum, penalty strength C = {probe.strength:.3g}; {output.duration(head_seconds)}"
+    probe = head.probe
+    line = (
+        f"fitted to its optimum, penalty strength C = {probe.strength:.3g}; {output.duration(head.seconds)}"
     )
     if probe.accuracy is not None:
-        head += f"\naccuracy in {probe.num_folds} folds of the training part: {probe.accuracy}"
-    facts = [("head", head)]
-    if record.phases:
-        phase = record.phases[-1]
+        line += f"\naccuracy in {probe.num_folds} folds of the training part: {probe.accuracy}"
+    facts = [("head", line)]
+    for phase in tuning.record.phases[-1:]:
         count = f"{phase.epochs} epoch{'s' if phase.epochs != 1 else ''}"
         line = f"{count}, {phase.num_trainable:,} parameters train; {output.duration(phase.seconds)}"
-        if hopeless.is_stopped:
+        if tuning.hopeless.is_stopped:
             line += "\nstopped: it stayed below the head alone"
         facts.append(("fine-tuning", line))
-    others = len(choice.candidates) - 1
-    best = (
-        "the best by validation"
-        if choice.chosen == choice.best
-        else f"not shown to be worse than {choice.best}, the best by validation"
-    )
-    facts.append(("kept", f"{choice.chosen}: of {others + 1} candidates {best}; {output.duration(judged)}"))
+    best = "the best by validation"
+    if choice.chosen != choice.best:
+        best = f"not shown to be worse than {choice.best}, {best}"
+    line = f"{choice.chosen}: of {len(choice.candidates)} candidates {best}; {output.duration(seconds)}"
+    facts.append(("kept", line))
     line = (
         f"temperature {calibration.temperature:.2f}: calibration error {calibration.ece_before:.3f} before, "
         f"{calibration.ece_after:.3f} after"
