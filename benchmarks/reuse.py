@@ -213,7 +213,9 @@ class Table:
 
     def add(self, title: str, first: float, second: float, *, at_least=None, at_most=None) -> None:
         """A row of two times and their ratio."""
-        self._append(title, duration(first), duration(second), first / second, "x", at_least, at_most)
+        self._append(
+            title, duration(first), duration(second), first / second, "x", at_least, at_most, "the limit"
+        )
 
     def add_pairs(self, title: str, first: list, second: list, *, at_most: float | None = None) -> None:
         """A row of times that were measured in turns: the median of their ratios."""
@@ -226,8 +228,8 @@ class Table:
         difference = (first - second) / 1e6
         self._append(title, megabytes(first), megabytes(second), difference, " MB", None, at_most)
 
-    def _append(self, title, first, second, value, unit, at_least, at_most) -> None:
-        bar = f"at least {at_least}{unit}" if at_least else f"at most {at_most}{unit}" if at_most else ""
+    def _append(self, title, first, second, value, unit, at_least, at_most, beside="") -> None:
+        bar = f"at least {at_least}{unit}" if at_least else f"at most {at_most}{unit}" if at_most else beside
         is_reached = value >= at_least if at_least else value <= at_most if at_most else None
         mark = "" if is_reached is None or not self._is_judged else "reached" if is_reached else "MISSED"
         self._rows.append((title, first, second, f"{value:.2f}{unit}", bar, mark))
