@@ -177,7 +177,7 @@ def test_table_and_plain_values():
     assert lines[0].split() == "candidate accuracy macro-F1 log loss accuracy to best p".split()
     assert "head" in lines[1] and lines[2].startswith("*  fine-tuned")
     assert lines[3] == (
-        "* fine-tuned: the best by accuracy, and nothing cheaper is as good (300 validation samples, 95% intervals)."
+        "* fine-tuned: the best by accuracy, and nothing cheaper is as good (300 validation samples, 95 % intervals)."
     )
     plain = json.loads(json.dumps(choice.to_dict()))
     assert plain["chosen"] == plain["best"] == "fine-tuned"

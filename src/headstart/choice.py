@@ -151,10 +151,12 @@ class Choice:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in table
         ]
-        return "\n".join([*lines, self._reason()])
+        return "\n".join([*lines, self.reason])
 
-    def _reason(self) -> str:
-        intervals = f"{self.num_samples} validation samples, {self.confidence:.0%} intervals"
+    @property
+    def reason(self) -> str:
+        """Why the chosen one was chosen, in a sentence."""
+        intervals = f"{self.num_samples} validation samples, {self.confidence * 100:g} % intervals"
         metric = self.metric.replace("_", " ")
         if self.chosen == self.best:
             return f"* {self.chosen}: the best by {metric}, and nothing cheaper is as good ({intervals})."

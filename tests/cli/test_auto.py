@@ -41,7 +41,7 @@ def test_head_and_candidates_are_printed_with_intervals(finished):
     assert "Plan 'auto':" in errors or "Plan 'auto':" in printed
     for name in ("head alone", "blend 25%", "blend 50%", "blend 75%", "fine-tuned"):
         assert name in lines
-    assert "validation samples, 95% intervals" in lines
+    assert "validation samples, 95 % intervals" in lines
     assert "kept" in lines
     assert "calibration error" in lines
     assert f"artefact {run}" in lines

@@ -89,7 +89,7 @@ def train(
 ) -> Outcome:
     """Fit the head, fine-tune, choose, calibrate."""
     head = _fit_head(model, data, options, reuse=reuse)
-    tuning = _finetune(model, data, options, folder, head=head, resume=resume, reuse=reuse, loggers=loggers)
+    tuning = _finetune(model, data, options, folder, head=head, resume=resume, loggers=loggers)
     model.cpu()
     freezing.unfreeze(model)
     if not tuning.is_interrupted:
@@ -137,7 +137,6 @@ def _finetune(
     *,
     head: _Head,
     resume: bool,
-    reuse: Reuse | Literal[False],
     loggers: list[Any],
 ) -> _Tuning:
     """Train everything from the fitted head, to the end or to Ctrl-C."""
@@ -168,7 +167,7 @@ def _finetune(
         logger=loggers,
         log_every_n_steps=10,
         enable_model_summary=False,
-        reuse_frozen=reuse,
+        reuse_frozen=False,  # everything trains
         **_device_of(options),
     )
     checkpoint = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
@@ -216,7 +215,9 @@ def _choose(
     candidates.keep(choice.chosen)
     predictions = candidates.predictions_of(choice.chosen)
     calibration = auto.fold_in_temperature(model.head, predictions, head.targets)
-    print(f"\n{choice}\n")
+    print()
+    output.show(output.candidates_table(choice))
+    print(choice.reason)
     kept = next(each for each in choice.candidates if each.name == choice.chosen)
     accuracy = head.probe.accuracy
     metrics = {

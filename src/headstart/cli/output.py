@@ -14,6 +14,7 @@ from rich.text import Text
 from headstart.scores import Estimate, Scores
 
 if TYPE_CHECKING:
+    from headstart.choice import Choice
     from headstart.cli.phases import Phase
     from headstart.deferred import Report
 
@@ -56,6 +57,24 @@ def classes_table(scores: Scores, class_names: Sequence[str], *, title: str = "P
         wrong = [0 if other == index else count for other, count in enumerate(scores.matrix[index])]
         mistaken = f"{class_names[wrong.index(max(wrong))]} ({max(wrong):,})" if any(wrong) else ""
         table.add_row(Text(name), *numbers, f"{each.num_samples:,}", Text(mistaken))
+    return table
+
+
+def candidates_table(choice: Choice) -> Table:
+    """Give the table of what might have been kept, each score above its interval."""
+    table = Table(title=Text("Candidates, on the validation part"), box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in ("accuracy", "macro-F1", "log loss", "accuracy to best"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in choice.candidates:
+        difference = each.comparison.difference
+        scores = [
+            f"{score.value:.3f}\n{score.low:.3f}-{score.high:.3f}"
+            for score in (each.accuracy, each.macro_f1, each.log_loss)
+        ]
+        to_best = f"{difference.value:+.3f}\n{difference.low:+.3f} to {difference.high:+.3f}"
+        name = f"{'*' if each.name == choice.chosen else ' '} {each.name}"
+        table.add_row(Text(name), *scores, "" if each.name == choice.best else to_best)
     return table
 
 
