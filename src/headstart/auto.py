@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from headstart import freezing
-from headstart.blending import greedy_soup, has_batch_norms, interpolate, reestimate_batch_norms
+from headstart import scores
+from headstart.blending import greedy_soup, has_batch_norms, interpolate
 from headstart.calibration import Calibration, calibrate
 from headstart.callback import Callback
 from headstart.choice import Candidate, is_hopeless
 from headstart.module import LightningModule
 from headstart.plan import Phase, Plan
 from headstart.probe import Probe, fit_probe
-from headstart.scores import confusion_matrix, score
 from headstart.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -268,8 +267,8 @@ def macro_f1(predictions: Tensor, targets: Tensor) -> float:
         >>> macro_f1(torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), torch.tensor([0, 1]))
         1.0
     """
-    matrix = confusion_matrix(targets, predictions.argmax(dim=1), num_classes=predictions.shape[1])
-    return score(matrix).macro_f1.value
+    matrix = scores.confusion_matrix(targets, predictions.argmax(dim=1), num_classes=predictions.shape[1])
+    return scores.macro_f1(matrix)
 
 
 def fold_in_temperature(head: nn.Linear, predictions: Tensor, targets: Tensor) -> Calibration:
@@ -294,14 +293,3 @@ def fold_in_temperature(head: nn.Linear, predictions: Tensor, targets: Tensor) -
         for parameter in head.parameters():
             parameter.div_(found.temperature)
     return found
-
-
-def frozen_backbone(model: Classifier) -> nn.Module:
-    """Freeze the backbone of a model, and give it."""
-    freezing.freeze(model.backbone)
-    return model.backbone
-
-
-def renew_batch_norms(model: nn.Module, loader: Any, *, max_batches: int = 16) -> int:
-    """Give the batch norms of a model the statistics that its weights have on training inputs; see `reestimate_batch_norms`."""
-    return reestimate_batch_norms(model, loader, max_batches=max_batches)

@@ -202,10 +202,8 @@ def regroup(optimizer: Optimizer, names: ParamNames, module: nn.Module) -> None:
         optimizer.param_groups.append({"params": found, **template})
 
 
-def split_groups(
-    optimizer: Optimizer, module: nn.Module, keys: Mapping[str, Any], *, labels: Mapping[str, str]
-) -> None:
-    """Split the groups of an optimizer so that all parameters of one have the same key, and name them.
+def split_groups(optimizer: Optimizer, module: nn.Module, labels: Mapping[str, str]) -> None:
+    """Split the groups of an optimizer so that all parameters of one have the same label, and name them by it.
 
     A group's first part keeps its place, the others come after all groups, so that a scheduler finds what it knows where it
     was. Parameters of the module that are in no group join the first one's parts. Options are those of the group that is
@@ -214,21 +212,20 @@ def split_groups(
     Args:
         optimizer: The optimizer.
         module: Whose parameters it trains.
-        keys: By the parameter's name.
-        labels: The names of the groups, by the parameter's name; two parameters of one key have one label.
+        labels: The names of the groups, by the parameter's name.
 
     Example:
         >>> net = nn.Linear(2, 2)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-        >>> split_groups(optimizer, net, {"weight": 0, "bias": 1}, labels={"weight": "w", "bias": "b"})
+        >>> split_groups(optimizer, net, {"weight": "w", "bias": "b"})
         >>> [group["name"] for group in optimizer.param_groups]
         ['w', 'b']
     """
     groups = optimizer.param_groups
     source = {name: index for index, names in enumerate(group_names(optimizer, module)) for name in names}
-    parts: dict[tuple[int, Any], list[str]] = {}
+    parts: dict[tuple[int, str], list[str]] = {}
     for name, _ in module.named_parameters():
-        parts.setdefault((source.get(name, 0), keys[name]), []).append(name)
+        parts.setdefault((source.get(name, 0), labels[name]), []).append(name)
     own = {parameter: name for name, parameter in module.named_parameters()}
     foreign = [[each for each in group["params"] if each not in own] for group in groups]
     options = [
@@ -238,11 +235,9 @@ def split_groups(
     has_names = ["param_names" in group for group in groups]
     split: dict[int, dict[str, Any]] = {}
     late: list[dict[str, Any]] = []
-    for (index, _), names in parts.items():
-        label = labels[names[0]]
-        if len(groups) > 1:
-            label = f"{options[index].get('name', f'pg{index + 1}')}, {label}"
-        group = {**options[index], "params": [module.get_parameter(name) for name in names], "name": label}
+    for (index, label), names in parts.items():
+        name = label if len(groups) == 1 else f"{options[index].get('name', f'pg{index + 1}')}, {label}"
+        group = {**options[index], "params": [module.get_parameter(each) for each in names], "name": name}
         if has_names[index]:
             group["param_names"] = names
         if index in split:

@@ -106,7 +106,7 @@ class PlanRunner(Callback):
             raise MisconfigurationError(
                 f"Plan {self.plan.name!r} has a warm-up or a schedule, and configure_optimizers gives a scheduler. Choose one."
             )
-        split_groups(optimizer, pl_module, self._keys(), labels=self._labels())
+        split_groups(optimizer, pl_module, self._labels())
         self._configured = [
             (float(g["lr"]), float(g.get("weight_decay", 0.0))) for g in optimizer.param_groups
         ]
@@ -331,29 +331,17 @@ class PlanRunner(Callback):
 
     # ---- the groups
 
-    def _keys(self) -> dict[str, Any]:
-        """Give for every parameter what tells its group from the others: its rate and weight decay in every phase."""
-        states = [self._state(index) for index in range(len(self.plan.phases))]
-        is_by_block = any(phase.is_by_block for phase in self.plan.phases)
-        depths, top = self.layout.depth_of(), len(self.layout.blocks)
-        return {
-            name: (
-                depths[name] if is_by_block else depths[name] == top,
-                tuple(state.weight_decays[name] == 0.0 for state in states),
-            )
-            for name in self.layout.names
-        }
-
     def _labels(self) -> dict[str, str]:
-        """Give for every parameter the name of its group."""
+        """Give for every parameter the name of its group: all of one have the same rate and weight decay in every phase."""
         is_by_block = any(phase.is_by_block for phase in self.plan.phases)
+        some_are_spared = not all(phase.decay_norms_and_biases for phase in self.plan.phases)
+        spared = self.layout.norms | self.layout.biases if some_are_spared else frozenset()
         depths, top = self.layout.depth_of(), len(self.layout.blocks)
-        states = [self._state(index) for index in range(len(self.plan.phases))]
         labels = {}
         for name in self.layout.names:
-            label = "head" if depths[name] == top else f"block {depths[name]}" if is_by_block else "backbone"
-            is_spared = any(state.weight_decays[name] == 0.0 for state in states)
-            labels[name] = f"{label}, no decay" if is_spared else label
+            depth = depths[name]
+            label = "head" if depth == top else f"block {depth}" if is_by_block else "backbone"
+            labels[name] = f"{label}, no decay" if name in spared else label
         return labels
 
     # ---- which block, and what it costs

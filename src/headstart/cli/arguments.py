@@ -1,9 +1,12 @@
-"""Arguments that `headstart predict` and `headstart evaluate` have in common."""
+"""Arguments that several commands have in common."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headstart.cli.options import FitOptions
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +23,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="32-true", help="number format, as for fit (default: 32-true)")
 
 
-def device_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Give what `add_device_arguments` read, as the keyword arguments of `probabilities_of`."""
+def device_settings(options: argparse.Namespace | FitOptions) -> dict[str, Any]:
+    """Give on what is computed, as the keyword arguments of `Trainer`."""
     return {"accelerator": options.accelerator, "devices": options.devices, "precision": options.precision}
 
 

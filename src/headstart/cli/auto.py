@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from headstart import auto, freezing
+from headstart.blending import reestimate_batch_norms
 from headstart.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from headstart.checkpoint import read_checkpoint
 from headstart.choice import Choice, Metric, choose
 from headstart.cli import output
-from headstart.cli.interrupt import Interrupt
+from headstart.cli.arguments import device_settings
+from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
 from headstart.cli.options import seconds_of
 from headstart.cli.phases import PhaseRecord
 from headstart.trainer import Trainer
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 _EPOCHS, _STEPS = 3, 100
 # Moments of fine-tuning that are kept, for the soup.
 _NUM_MOMENTS = 3
+# Training batches from which batch norms get their statistics anew.
+_NUM_NORM_BATCHES = 16
 
 
 @dataclass(kw_only=True)
@@ -105,9 +109,14 @@ def _fit_head(
     model: Classifier, data: ClassificationData, options: FitOptions, *, reuse: Reuse | Literal[False]
 ) -> _Head:
     begun = monotonic()
-    backbone, settings = auto.frozen_backbone(model), _device_of(options)
-    features, targets = auto.outputs_of(backbone, data.plain_train_dataloader(), reuse=reuse, **settings)
-    val_features, val_targets = auto.outputs_of(backbone, data.val_dataloader(), reuse=reuse, **settings)
+    settings = device_settings(options)
+    freezing.freeze(model.backbone)
+    features, targets = auto.outputs_of(
+        model.backbone, data.plain_train_dataloader(), reuse=reuse, **settings
+    )
+    val_features, val_targets = auto.outputs_of(
+        model.backbone, data.val_dataloader(), reuse=reuse, **settings
+    )
     read = monotonic()
     probe = auto.fit_head(model.cpu(), features, targets, seed=options.seed)
     with torch.no_grad():
@@ -168,22 +177,14 @@ def _finetune(
         log_every_n_steps=10,
         enable_model_summary=False,
         reuse_frozen=False,  # everything trains
-        **_device_of(options),
+        **device_settings(options),
     )
-    checkpoint = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
-    if resume and checkpoint is None:
-        print("The run had saved no checkpoint yet: it begins from its start.")
-    was_cut = False
-    with interrupt.listening():
-        try:
-            trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-        except KeyboardInterrupt:
-            was_cut = True
+    is_interrupted = fit_until_ctrl_c(trainer, model, data, interrupt, resume=resume)
     return _Tuning(
         record=record,
         hopeless=hopeless,
         moments={path: float(value) for path, value in moments.best_k_models.items()},
-        is_interrupted=was_cut or interrupt.is_requested,
+        is_interrupted=is_interrupted,
     )
 
 
@@ -194,11 +195,11 @@ def _choose(
     begun = monotonic()
 
     def predict() -> Tensor:
-        logits, _ = auto.outputs_of(model, data.val_dataloader(), **_device_of(options))
+        logits, _ = auto.outputs_of(model, data.val_dataloader(), **device_settings(options))
         return logits.log_softmax(dim=1)
 
     def renew_norms() -> None:
-        auto.renew_batch_norms(model, data.plain_train_dataloader())
+        reestimate_batch_norms(model, data.plain_train_dataloader(), max_batches=_NUM_NORM_BATCHES)
 
     candidates = auto.Candidates(
         model,
@@ -239,14 +240,6 @@ def _choose(
     return Outcome(
         record=tuning.record, is_interrupted=False, metrics=metrics, facts=facts, candidates=candidates
     )
-
-
-def _device_of(options: FitOptions) -> dict[str, Any]:
-    return {
-        "accelerator": options.accelerator,
-        "devices": options.devices,
-        "precision": options.precision,
-    }
 
 
 def _facts(

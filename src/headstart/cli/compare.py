@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from headstart.cli.arguments import add_device_arguments
+from headstart.cli.arguments import add_device_arguments, device_settings
 from headstart.errors import DataError, HeadstartError, MisconfigurationError
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _attempt(name: str, failed: dict[str, str]) -> Iterator[None]:
 
 def _measure(options: FitOptions, data: ClassificationData) -> Compared:
     """Compute the features of the training part, and what they say without a head."""
-    from headstart import auto
+    from headstart import auto, freezing
     from headstart.cli import fit, output
     from headstart.deferred import Reuse
     from headstart.seed import seed_everything
@@ -267,14 +267,10 @@ def _measure(options: FitOptions, data: ClassificationData) -> Compared:
     seed_everything(options.seed, verbose=False)
     model: Classifier = fit.make_model(options, data)
     reuse = Reuse(directory=options.features)  # as in `headstart fit`, which then finds what is kept
+    freezing.freeze(model.backbone)
     begun = monotonic()
     features, targets = auto.outputs_of(
-        auto.frozen_backbone(model),
-        data.plain_train_dataloader(),
-        reuse=reuse,
-        accelerator=options.accelerator,
-        devices=options.devices,
-        precision=options.precision,
+        model.backbone, data.plain_train_dataloader(), reuse=reuse, **device_settings(options)
     )
     seconds = monotonic() - begun
     reuse.close()

@@ -211,7 +211,8 @@ def _train(
 ) -> tuple[PhaseRecord, bool]:
     """Train to the end or to Ctrl-C, and give the record and whether it was Ctrl-C."""
     from headstart.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
-    from headstart.cli.interrupt import Interrupt
+    from headstart.cli.arguments import device_settings
+    from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
     from headstart.cli.phases import EarlyStoppingOnceUnfrozen, PhaseRecord
     from headstart.trainer import Trainer
 
@@ -234,9 +235,6 @@ def _train(
         ),
     ]
     trainer = Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        precision=options.precision,
         plan=None if is_thaw else _named_plan(options),
         max_epochs=options.epochs if is_thaw else None,
         callbacks=callbacks,
@@ -245,16 +243,9 @@ def _train(
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=(options.unfreeze_at_epoch or 0) if model.kind == "images" else 0,
         reuse_frozen=reuse,
+        **device_settings(options),
     )
-    checkpoint = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
-    if resume and checkpoint is None:
-        print("The run had saved no checkpoint yet: it begins from its start.")
-    with interrupt.listening():
-        try:
-            trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-        except KeyboardInterrupt:
-            return record, True
-    return record, interrupt.is_requested
+    return record, fit_until_ctrl_c(trainer, model, data, interrupt, resume=resume)
 
 
 def _reuse(options: FitOptions, folder: RunFolder) -> Reuse | Literal[False]:
@@ -382,14 +373,13 @@ def _test_and_report(
     before: Look | None,
 ) -> None:
     from headstart.cli import forgetting, output
+    from headstart.cli.arguments import device_settings
     from headstart.cli.inference import scores_of
 
     is_held_back = data.test_set is not None
     loader = data.test_dataloader() if is_held_back else data.val_dataloader()
     begun = monotonic()
-    scores = scores_of(
-        model, loader, accelerator=options.accelerator, devices=options.devices, precision=options.precision
-    )
+    scores = scores_of(model, loader, **device_settings(options))
     seconds = monotonic() - begun
     if is_held_back:
         metrics = {**metrics, "test": scores.to_dict(data.class_names)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart import auto
 from headstart.choice import paired_test
+from headstart.cli.arguments import device_settings
 from headstart.probe import Probe, fit_probe
 
 if TYPE_CHECKING:
@@ -64,11 +65,7 @@ def look(model: Classifier, options: FitOptions) -> Look:
         assert isinstance(model.preprocessing, TextPreprocessing)
         data.tokenize = model.preprocessing
     features, targets = auto.outputs_of(
-        model.backbone,
-        data.plain_train_dataloader(),
-        accelerator=options.accelerator,
-        devices=options.devices,
-        precision=options.precision,
+        model.backbone, data.plain_train_dataloader(), **device_settings(options)
     )
     model.cpu()
     probe = fit_probe(features, targets, num_classes=len(data.class_names), seed=options.seed)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from headstart.callback import Callback
 
 if TYPE_CHECKING:
+    from headstart.datamodule import LightningDataModule
     from headstart.module import LightningModule
     from headstart.trainer import Trainer
 
@@ -84,3 +85,31 @@ class Interrupt(Callback):
         """Do not begin another epoch, if it was asked for between two."""
         if self.is_requested and trainer.global_step > 0:
             raise KeyboardInterrupt
+
+
+def fit_until_ctrl_c(
+    trainer: Trainer,
+    model: LightningModule,
+    data: LightningDataModule,
+    interrupt: Interrupt,
+    *,
+    resume: bool,
+) -> bool:
+    """Train to the end or to Ctrl-C, from the last checkpoint where a run goes on; give whether it was Ctrl-C.
+
+    Args:
+        trainer: Has `interrupt` among its callbacks.
+        model: The module.
+        data: The data.
+        interrupt: Knows the checkpoint.
+        resume: Whether a run goes on.
+    """
+    checkpoint = interrupt.checkpoint if resume and interrupt.checkpoint.is_file() else None
+    if resume and checkpoint is None:
+        print("The run had saved no checkpoint yet: it begins from its start.")
+    with interrupt.listening():
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+        except KeyboardInterrupt:
+            return True
+    return interrupt.is_requested

@@ -446,19 +446,6 @@ _LARGE = 32 * 1024  # bytes from which a tensor is read where it lies
 _BLOCK = 1024 * 1024 // _ROW_BYTES  # rows that stay in the processor's cache while they are read twice
 
 
-def state_sum(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Give a checksum of what tensors hold; see `StateSum`.
-
-    Example:
-        >>> weight = torch.zeros(3)
-        >>> before = state_sum([weight])
-        >>> weight.data[1] = 1e-30
-        >>> before == state_sum([weight])
-        False
-    """
-    return StateSum(tensors).value()
-
-
 class StateSum:
     """A checksum of what tensors hold: it sees what an edit through `.data` did, which no version counter does.
 
