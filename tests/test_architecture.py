@@ -20,6 +20,7 @@ READING_ORDER = [
     "hparams",
     "transfer",
     "datamodule",
+    "flops",
     "freezing",
     "groups",
     "plan",

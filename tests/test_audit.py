@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from headstart import LightningModule
+from headstart import LightningModule, freezing
 from headstart.callbacks import BackboneFinetuning
 from headstart.errors import MisconfigurationError
 
@@ -54,6 +54,16 @@ def test_a_real_freeze_costs_the_forward_pass_of_the_frozen_part(quiet_trainer, 
     audit = quiet_trainer().audit(module, batch)
     assert audit.flops == 2 * 10 * 8 * 16 + 2 * (2 * 10 * 16 * 2)  # the head's backward: to its weights alone
     assert {row.name: row.mode for row in audit.rows}["backbone.1"] == "eval"
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_a_grouped_convolution_is_counted_with_its_groups(kind, groups):
+    module = kind(8, 8, 3, padding=1, groups=groups, bias=False)
+    images = torch.randn(2, 8, 5, 5, requires_grad=True)
+    flops = freezing.audit(module, step=lambda: module(images).sum()).flops
+    forward = 2 * 2 * (8 * 8 // groups) * 9 * 25
+    assert flops == 3 * forward  # and the gradients of the weights and of the input, a forward each
 
 
 def test_the_audit_fails_loudly_where_a_trainable_parameter_is_in_no_group(quiet_trainer, two_classes):

@@ -433,13 +433,13 @@ def _joined(values: Iterable[str]) -> str:
 
 def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
     """FLOPs by module name, and `Global` for all."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from headstart.flops import flop_counter
 
     gradients = {parameter: parameter.grad for parameter in module.parameters()}
     buffers = {
         buffer: buffer.clone() for buffer in module.buffers()
     }  # the running statistics that a step moves
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with counter:
         output = _Step(module, step)()
         loss = output["loss"] if isinstance(output, dict) else output

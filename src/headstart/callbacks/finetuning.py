@@ -294,9 +294,9 @@ class BaseFinetuning(Callback):
         if self._cost_is_due:
             self._cost_is_due = False
             if _parameters_that_train_alone(pl_module):
-                from torch.utils.flop_counter import FlopCounterMode
+                from headstart.flops import flop_counter
 
-                self._counter = FlopCounterMode(display=False)
+                self._counter = flop_counter()
                 self._counter.__enter__()  # type: ignore[no-untyped-call]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:

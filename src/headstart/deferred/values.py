@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.flop_counter import FlopCounterMode
 
 from headstart.allocator import memory_kept
 from headstart.deferred.columns import Column, RaggedColumn
 from headstart.deferred.first_pass import Setting, fastest
 from headstart.deferred.graph import Call, Evaluation, Expression, Output, Root, ancestry
 from headstart.deferred.source import has_moved
+from headstart.flops import flop_counter
 from headstart.seed import capture_random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ class Values:
                 f"reading it back {_microseconds(reading)}."
             )
             return
-        with _disable_current_modes(), FlopCounterMode(display=False) as counter:
+        with _disable_current_modes(), flop_counter() as counter:
             rows = torch.zeros(min(2, batch.size), dtype=torch.int64)  # a single one is another case
             batch.part(rows).value(expression)
         held.flops = counter.get_total_flops() // len(rows)
