@@ -101,6 +101,10 @@ def read_checkpoint(path: str | Path, *, map_location: Any = None) -> dict[str, 
         CheckpointError: If the file is damaged, is no checkpoint, or needs code to be run.
     """
     file = _download(str(path)) if re.match(r"https?://", str(path)) else Path(path)
+    if file.is_dir():
+        from headstart.strategy.parts import read_parts
+
+        return read_parts(file, map_location=map_location)
     if not file.is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r} (looked in {Path.cwd()}).")
     try:

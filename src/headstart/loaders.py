@@ -98,6 +98,17 @@ def without_shuffling(loader: Any) -> Any:
     )
 
 
+def step_size(loader: Any) -> int | None:
+    """The number of samples that all processes take from `loader` for a step; `None` where it cannot say.
+
+    Example:
+        >>> step_size(DataLoader(range(10), batch_size=4))
+        4
+    """
+    found = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return found if isinstance(found, int) else None
+
+
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the samplers, and the dataset, which epoch begins: those that have a `set_epoch` (`DistributedSampler`)."""
     batch_sampler = getattr(loader, "batch_sampler", None)
@@ -154,14 +165,14 @@ class EpochOfBatches:
         """The states of the global random generators and of the loader's own, as they are now."""
         return {
             "random": capture_random_state(),
-            "generators": [generator.get_state() for generator in _generators(self._loader)],
+            "generators": [generator.get_state() for generator in generators_of(self._loader)],
         }
 
     def restore(self, state: Mapping[str, Any], *, only_loader: bool = False) -> None:
         """Put back what `random_state` gave; or the loader's own generators alone."""
         if not only_loader:
             restore_random_state(state["random"])
-        for generator, own in zip(_generators(self._loader), state["generators"], strict=False):
+        for generator, own in zip(generators_of(self._loader), state["generators"], strict=False):
             generator.set_state(own.cpu())
 
     def __iter__(self) -> Iterator[tuple[int, Any, bool]]:
@@ -199,7 +210,7 @@ class EpochOfBatches:
 _END = object()
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def generators_of(loader: Any) -> list[torch.Generator]:
     """The generators that a loader and its samplers own, each once."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     owners = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ class Logbook:
         self.kept: dict[str, Any] = {}  # the latest of what is over, as callbacks see it
         self.kept_for_bar: dict[str, Any] = {}
         self._logged: dict[str, Any] = {}  # the latest that the loggers got
+        self._counts = True
         self._evaluated_batches = 0  # over all evaluations of the run: the x axis of their step values
 
     def record(self, name: str, value: Any, *, batch_size: int | None, **options: Any) -> None:
@@ -45,13 +47,25 @@ class Logbook:
             name = f"{name}/dataloader_idx_{self.current_loader}"
         results = self.training if self.evaluation is None else self.evaluation
         hook = self._trainer.hooks.current
+        share = self._trainer.share if self.evaluation is None else None
+        counts = self._counts and (share is None or not share.is_empty)
         results.record(
             name,
             value,
             hook=hook,
             batch_size=self._size_of_batch if batch_size is None else batch_size,
+            counts=counts,
             **options,
         )
+
+    @contextmanager
+    def not_counting(self) -> Iterator[None]:
+        """Let what is logged be part of no epoch's value while the block runs."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
 
     def _size_of_batch(self) -> int:
         """The number of samples behind a value; one value an epoch needs no weight."""
@@ -110,6 +124,11 @@ class Logbook:
             )
         self.training.close_step()
 
+    def complete_training(self) -> None:
+        """Say that the epoch's last batch is over, so that its values can be read."""
+        self.training.agree()
+        self.training_is_complete = True
+
     def close_training_epoch(self) -> None:
         """Keep and log the values of the epoch that is over."""
         self._close(self.training, step=max(self._trainer.progress.logged_steps - 1, 0))
@@ -130,6 +149,13 @@ class Logbook:
             self._log(steps, self._evaluated_batches)
         self._evaluated_batches += not self._trainer.sanity_checking
         self.evaluation.close_step()
+
+    def complete_evaluation(self) -> None:
+        """Say that the last batch is over, so that the values can be read."""
+        assert self.evaluation is not None
+        self.evaluation.agree()
+        self.current_loader = None
+        self.evaluation_is_complete = True
 
     def close_evaluation(self) -> list[dict[str, float]]:
         """Keep and log what was collected, and give it as numbers, a dict for each loader."""
@@ -183,6 +209,7 @@ class Logbook:
     # ---- to the loggers
 
     def _close(self, results: Results, *, step: int) -> dict[str, float]:
+        results.agree()
         values = list(results.epoch_values())
         self.kept |= results.callback_values()
         self.kept_for_bar |= {key: value for entry, key, value in values if entry.prog_bar}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ from headstart import freezing, loaders
 from headstart.deferred import real_values
 from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean
 from headstart.logbook import Logbook
+from headstart.metrics import metrics_kept
 from headstart.optim import ManagedOptimizer, SchedulerConfig, needs_closure, sync_scheduler
 
 if TYPE_CHECKING:
@@ -110,16 +111,21 @@ def _train_epoch(trainer: Trainer) -> None:
         if not over:
             for batch_idx, batch, is_last in trainer.train_batches:
                 progress.is_last_batch = is_last
+                trainer.share = trainer.strategy.share_of(trainer.train_dataloader, batch_idx)
                 if _train_batch(trainer, batch, batch_idx) == "skip the rest of the epoch":
                     break
                 _after_batch(trainer)
+                trainer.agree_to_stop(wait=is_last)
                 if trainer.may_stop_within_epoch():
                     break
         progress.stage = "epoch_end"
-        logbook.training_is_complete = True
+        trainer.strategy.agree_on_statistics(trainer.lightning_module)
+        logbook.complete_training()
         hooks("on_train_epoch_end")
     logbook.close_training_epoch()
     _step_schedulers(trainer, "epoch", watching=True)
+    trainer.agree_to_stop(wait=True)
+    trainer.compare_processes()
     progress.epoch += 1
     progress.batch = 0
     progress.stage = "settled"
@@ -143,15 +149,16 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
     automatic = module.automatic_optimization
     before = progress.accumulated  # L-BFGS runs the closure several times: each begins from here
     optimizer = trainer.optimizers[0] if trainer.optimizers and automatic else None
+    is_others = trainer.share is not None and trainer.share.is_empty  # a sample that another process has too
 
     def closure() -> torch.Tensor | None:
         """Run `training_step` and the backward pass; give the loss."""
         nonlocal outputs
         hooks.current = "training_step"
-        if precision.is_plain:
+        if precision.is_plain and not is_others:
             output = trainer.training_step(*(batch, batch_idx)[: trainer.training_step_arity])
         else:
-            with precision.forward_context():
+            with precision.forward_context(), metrics_kept(module) if is_others else nullcontext():
                 output = trainer.training_step(*(batch, batch_idx)[: trainer.training_step_arity])
         outputs, loss = _read_output(output, automatic=automatic)
         if loss is None or not automatic:
@@ -160,6 +167,8 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
             hooks("on_before_zero_grad", optimizer)
             module.optimizer_zero_grad(progress.epoch, batch_idx, optimizer)
         scaled = loss if window == 1 else loss / window
+        if trainer.share is not None:
+            scaled = scaled * trainer.share.weight
         hooks("on_before_backward", scaled)
         module.backward(precision.scale(scaled))
         hooks("on_after_backward")
@@ -169,7 +178,8 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         return loss
 
     if optimizer is None or not steps_now:
-        closure()
+        with trainer.strategy.without_reduction() if optimizer is not None else nullcontext():
+            closure()
     elif hooks.overrides("optimizer_step") or trainer.optimizer_needs_closure:
         hooks.current = "optimizer_step"
         managed = ManagedOptimizer(
@@ -193,6 +203,7 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         if progress.is_last_batch:
             _step_schedulers(trainer, "epoch", watching=False)
     hooks("on_train_batch_end", outputs, batch, batch_idx)
+    trainer.share = None
     return None
 
 
@@ -344,8 +355,10 @@ def validate_within_fit(trainer: Trainer) -> None:
     trainer.stage = "validate"
     trainer.state_before_validation = trainer.train_batches.random_state()
     trainer.load_validation_batches()
+    trainer.strategy.agree_on_statistics(trainer.lightning_module)
     evaluate(trainer, "validation", trainer.validation_loaders, trainer.num_val_batches)
     trainer.stage = "train"
+    trainer.agree_to_stop(wait=True)
     trainer.observe_trainable_set()
 
 
@@ -369,6 +382,11 @@ def evaluate(
             for batch_idx, batch in _limited(trainer, loader, limit):
                 batch = trainer.to_device(batch, loader_idx)  # noqa: PLW2901 (the same batch, on the device)
                 trainer.current_batch = batch
+                if _is_others(trainer, loader, batch_idx):
+                    with metrics_kept(trainer.lightning_module), logbook.not_counting():
+                        hooks.current = f"{kind}_step"
+                        step(*(batch, batch_idx, *tail)[:arity])
+                    continue
                 hooks(f"on_{kind}_batch_start", batch, batch_idx, *tail)
                 hooks.current = f"{kind}_step"
                 with trainer.precision_plugin.forward_context():
@@ -376,8 +394,7 @@ def evaluate(
                 hooks.current = ""
                 hooks(f"on_{kind}_batch_end", output, batch, batch_idx, *tail)
                 logbook.close_evaluation_step()
-        logbook.current_loader = None
-        logbook.evaluation_is_complete = True
+        logbook.complete_evaluation()
         hooks(f"on_{kind}_epoch_end")
         summary = logbook.close_evaluation()
         if kind == "validation" and not trainer.sanity_checking and trainer.progress.stage == "stepped":
@@ -401,6 +418,9 @@ def predict(trainer: Trainer, all_loaders: list[Any], limits: Sequence[float | N
             tail = (loader_idx,) if several else ()
             for batch_idx, batch in _limited(trainer, loader, limit):
                 batch = trainer.to_device(batch, loader_idx)  # noqa: PLW2901 (the same batch, on the device)
+                if _is_others(trainer, loader, batch_idx):
+                    step(*(batch, batch_idx, *tail)[:arity])
+                    continue
                 hooks("on_predict_batch_start", batch, batch_idx, *tail)
                 hooks.current = "predict_step"
                 with trainer.precision_plugin.forward_context():
@@ -414,6 +434,12 @@ def predict(trainer: Trainer, all_loaders: list[Any], limits: Sequence[float | N
     if not keep:
         return None
     return predictions if several else predictions[0]
+
+
+def _is_others(trainer: Trainer, loader: Any, batch_idx: int) -> bool:
+    """Whether a batch is another process's too: all compute in step, and what comes out of it counts for nothing."""
+    share = trainer.strategy.share_of(loader, batch_idx)
+    return share is not None and share.is_empty
 
 
 @contextmanager

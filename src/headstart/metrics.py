@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -95,23 +97,32 @@ class Entry:
     total: Any = None  # the sum, minimum or maximum over the epoch
     weight: float = 0.0  # the number of samples (or values) in `total`
     fresh: bool = False  # logged since the last step was closed
+    agreed: torch.Tensor | None = None  # the epoch's value over all processes, once they agreed
 
     def key(self, kind: str) -> str:
         """The name with `_step` or `_epoch`; a loader's number stays at the end."""
         base, separator, index = self.name.partition("/dataloader_idx_")
         return f"{base}_{kind}{separator}{index}"
 
-    def epoch_value(self, strategy: Strategy) -> torch.Tensor:
-        """The epoch's value; over all processes where `sync_dist` asks for it."""
+    def epoch_value(self) -> torch.Tensor:
+        """The epoch's value: over all processes once they agreed, before that this one's."""
+        if self.agreed is not None:
+            return self.agreed
         if self.metric is not None:
             return torch.as_tensor(self.metric.compute())  # torchmetrics reduces over processes itself
-        total, weight = self.total, self.weight
-        if self.sync_dist and strategy.world_size > 1:
-            operation = "sum" if self.reduction == "mean" else self.reduction
-            total = strategy.reduce(total, operation)
-            weight = float(strategy.reduce(torch.tensor(weight, dtype=torch.float64), "sum"))
-        value: torch.Tensor = total / weight if self.reduction == "mean" else total
-        return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
+        return _value_of(self.reduction, [(self.total, self.weight)])
+
+
+def _value_of(reduction: str, parts: list[tuple[torch.Tensor, float]]) -> torch.Tensor:
+    """Give the epoch's value of what several processes have, each a total and its weight."""
+    totals = torch.stack([total for total, _ in parts])
+    if reduction == "mean":
+        value = totals.sum() / sum(weight for _, weight in parts)
+    elif reduction == "sum":
+        value = totals.sum()
+    else:
+        value = totals.min() if reduction == "min" else totals.max()
+    return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
 
 
 class Results:
@@ -144,8 +155,12 @@ class Results:
         reduce_fx: str | Callable[..., Any] = "mean",
         sync_dist: bool = False,
         batch_size: int | Callable[[], int] = 1,
+        counts: bool = True,
     ) -> None:
-        """Record a value; arguments as in `LightningModule.log`, the moment given by `hook`."""
+        """Record a value; arguments as in `LightningModule.log`, the moment given by `hook`.
+
+        What does not count (a step on samples of another process) is part of no epoch's value.
+        """
         entry = self.entries.get(name)
         if entry is None:
             entry = self._new_entry(
@@ -172,9 +187,25 @@ class Results:
             if not isinstance(value, int | float | Real):  # NumPy's scalars are such too
                 raise _not_loggable(name, value)
             value = torch.tensor(value, dtype=torch.get_default_dtype())
+        weight = 1
+        if entry.reduction == "mean" and (entry.on_epoch or entry.sync_dist):
+            weight = batch_size if isinstance(batch_size, int) else batch_size()
         entry.value = value
-        if entry.on_epoch:
-            self._accumulate(entry, value, batch_size)
+        if entry.on_step and entry.sync_dist and self._strategy.world_size > 1:
+            entry.value = self._over_all_processes(entry, value, weight if counts else 0)
+        if entry.on_epoch and counts:
+            self._accumulate(entry, value, weight)
+
+    def _over_all_processes(self, entry: Entry, value: torch.Tensor, weight: int) -> torch.Tensor:
+        """Give a step's value over all processes, which all log it."""
+        own = torch.stack([value.double(), torch.tensor(float(weight), device=value.device)])
+        is_mean = entry.reduction == "mean"
+        parts = [
+            (torch.tensor(each * count if is_mean else each), count)
+            for each, count in self._strategy.all_gather(own).tolist()
+            if count
+        ]
+        return _value_of(entry.reduction, parts)
 
     def _new_entry(
         self,
@@ -215,17 +246,15 @@ class Results:
             self._step_entries.append(entry)
         return entry
 
-    def _accumulate(self, entry: Entry, value: torch.Tensor, batch_size: int | Callable[[], int]) -> None:
+    def _accumulate(self, entry: Entry, value: torch.Tensor, weight: int) -> None:
+        entry.agreed = None
+        entry.weight += weight
         if entry.reduction == "mean":
-            weight = batch_size if isinstance(batch_size, int) else batch_size()
             # float64, where the device has it: an epoch's mean does not depend on how many steps it is made of.
             value = value * weight if value.device.type == "mps" else value.double() * weight
-            entry.total = value if entry.total is None else entry.total + value
-            entry.weight += weight
-            return
         if entry.total is None:
             entry.total = value
-        elif entry.reduction == "sum":
+        elif entry.reduction in {"mean", "sum"}:
             entry.total = entry.total + value
         else:
             entry.total = (
@@ -233,7 +262,32 @@ class Results:
                 if entry.reduction == "min"
                 else torch.maximum(entry.total, value)
             )
-        entry.weight += 1
+
+    # ---- several processes
+
+    def agree(self) -> None:
+        """Bring the epoch's values to those over all processes, every sample counted once; all call it at the same moment.
+
+        Raises:
+            MisconfigurationError: If a torchmetrics object was logged by some of them only.
+        """
+        if self._strategy.world_size == 1:
+            return
+        own = {entry.name: _without_objects(entry) for entry in self.entries.values() if entry.on_epoch}
+        everyone = self._strategy.gather_objects(own)
+        for name in dict.fromkeys(name for each in everyone for name in each):
+            known = [each[name] for each in everyone if name in each]
+            if any(each.metric for each in known):
+                if len(known) < len(everyone):
+                    raise MisconfigurationError(
+                        f"self.log({name!r}, metric) was called in {len(known)} of {len(everyone)} processes; a metric is "
+                        "computed by all together. Log it in all, and give each at least one sample."
+                    )
+                entry = self.entries[name]
+                entry.agreed = torch.as_tensor(entry.metric.compute())
+            elif parts := [(each.total, each.weight) for each in known if each.total is not None]:
+                entry = self.entries.setdefault(name, known[0])  # not here: a process logs what only it has
+                entry.agreed = _value_of(known[0].reduction, parts)
 
     # ---- reading
 
@@ -246,12 +300,8 @@ class Results:
     def epoch_values(self) -> Iterator[tuple[Entry, str, Any]]:
         """Each epoch's value: the entry, its key (`name_epoch` where the step's is kept too), the value."""
         for entry in self.entries.values():
-            if entry.on_epoch and (entry.metric is not None or entry.total is not None):
-                yield (
-                    entry,
-                    entry.key("epoch") if entry.on_step else entry.name,
-                    entry.epoch_value(self._strategy),
-                )
+            if entry.on_epoch and any(each is not None for each in (entry.metric, entry.total, entry.agreed)):
+                yield entry, entry.key("epoch") if entry.on_step else entry.name, entry.epoch_value()
 
     def callback_values(self) -> dict[str, Any]:
         """What callbacks see: the values, and under the plain name the epoch's where there is one."""
@@ -311,6 +361,12 @@ class Results:
         self._step_entries = [entry for entry in self.entries.values() if entry.on_step]
 
 
+def _without_objects(entry: Entry) -> Entry:
+    """Give an entry that can be sent: on the CPU, and of a metric only that it is one."""
+    total = None if entry.total is None else entry.total.cpu()
+    return replace(entry, metric=entry.metric is not None or None, value=None, agreed=None, total=total)
+
+
 def is_metric(value: Any) -> bool:
     """Whether `value` is a torchmetrics metric; torchmetrics is not imported to find out."""
     torchmetrics = sys.modules.get("torchmetrics")
@@ -341,6 +397,16 @@ def load_metric_states(module: nn.Module, states: Mapping[str, Mapping[str, Any]
             setattr(metric, key, value)
         metric._update_count = state["update_count"]  # noqa: SLF001
         metric._computed = None  # noqa: SLF001
+
+
+@contextmanager
+def metrics_kept(module: nn.Module) -> Iterator[None]:
+    """Let the torchmetrics objects inside `module` forget what they see while the block runs."""
+    before = copy.deepcopy(metric_states(module))
+    try:
+        yield
+    finally:
+        load_metric_states(module, before)
 
 
 def _not_loggable(name: str, value: Any) -> MisconfigurationError:

@@ -389,7 +389,7 @@ class LightningModule(DataHooks, nn.Module):
             reduce_fx: How an epoch's value is made of its steps': `"mean"` (weighted by batch size), `"sum"`,
                 `"min"` or `"max"`.
             enable_graph: Accepted; a recorded value never holds a graph.
-            sync_dist: Reduce over all processes.
+            sync_dist: Reduce a step's value over all processes, all of which log it then; an epoch's always is.
             sync_dist_group: The process group of that.
             add_dataloader_idx: With several loaders, add `/dataloader_idx_N` to the key.
             batch_size: The weight of this value in an epoch's mean; `None` reads it off the batch.

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+from torch.optim import Optimizer
+
 from headstart import __version__, freezing
 from headstart.checkpoint import load_weights
 from headstart.errors import CheckpointError, MisconfigurationError
 from headstart.hparams import refuse_unreadable
+from headstart.loaders import step_size
 from headstart.loop import Progress
 from headstart.metrics import load_metric_states, metric_states
 from headstart.optim import group_names, regroup, sync_scheduler
@@ -60,11 +64,30 @@ def dump(trainer: Trainer, *, weights_only: bool = False) -> dict[str, Any]:
 
 def training_state(trainer: Trainer) -> dict[str, Any]:
     """What a resume needs beside weights, optimizers, schedulers and callbacks."""
-    module, progress, logbook = trainer.lightning_module, trainer.progress, trainer.logbook
+    module, progress, strategy = trainer.lightning_module, trainer.progress, trainer.strategy
+    own, *others = strategy.gather_objects(_state_of_process(trainer))
     state: dict[str, Any] = {
         "progress": progress.state_dict(),
         "trainable": freezing.trainable_names(module),
         "param_groups": [group_names(each, module) for each in trainer.optimizers],
+        **own,
+    }
+    if others:
+        state |= {"num_processes": strategy.world_size, "other_processes": others}
+    if progress.accumulated:
+        strategy.average_gradients(list(module.parameters()))
+        state["gradients"] = {
+            name: parameter.grad
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None
+        }
+    return state
+
+
+def _state_of_process(trainer: Trainer) -> dict[str, Any]:
+    """What of that differs from process to process."""
+    module, progress, logbook = trainer.lightning_module, trainer.progress, trainer.logbook
+    state: dict[str, Any] = {
         # A validation that is cut off is begun anew on a resume, and draws again what it has drawn.
         "random_state": trainer.state_before_validation
         if logbook.evaluation is not None and progress.stage == "stepped"
@@ -73,15 +96,10 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
     }
     if progress.is_inside_epoch:
         state["order"] = trainer.train_batches.state_dict()
+        state["step_size"] = step_size(trainer.train_dataloader)
         # An evaluation that is running is over on a resume, or begins anew: its metrics begin anew either way.
         evaluated = logbook.evaluation.entries.values() if logbook.evaluation is not None else ()
         state["metric_states"] = metric_states(module, leave_out=[entry.metric for entry in evaluated])
-    if progress.accumulated:
-        state["gradients"] = {
-            name: parameter.grad
-            for name, parameter in module.named_parameters()
-            if parameter.grad is not None
-        }
     return state
 
 
@@ -138,7 +156,12 @@ def restore_weights(trainer: Trainer, checkpoint: dict[str, Any], *, source: str
         if (key := type(datamodule).__qualname__) in checkpoint:
             datamodule.load_state_dict(checkpoint[key])
     module.on_load_checkpoint(checkpoint)
-    load_weights(module, checkpoint["state_dict"], strict=bool(module.strict_loading), source=source)
+    own = module.state_dict()
+    weights = {
+        name: trainer.strategy.part(value, own[name]) if name in own else value
+        for name, value in checkpoint["state_dict"].items()
+    }
+    load_weights(module, weights, strict=bool(module.strict_loading), source=source)
 
 
 def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -153,6 +176,40 @@ def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
         if callback.state_key in states:
             callback.load_state_dict(dict(states[callback.state_key]))
+
+
+def own_state(trainer: Trainer, state: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Give of what `training_state` gave what is this process's.
+
+    A run may go on in another number of processes: at an epoch's boundary as if nothing had happened, but for random numbers
+    beside those of the order; in the middle of an epoch if all take as many samples a step as before (`check_step_size`).
+    """
+    before, now = state.get("num_processes", 1), trainer.world_size
+    if "progress" not in state or (before == now and trainer.is_global_zero):
+        return dict(state)
+    if before == now:
+        return {**state, **state["other_processes"][trainer.global_rank - 1]}
+    if not Progress(**state["progress"]).is_inside_epoch:
+        return dict(state)
+    trainer.warn(
+        f"{source} is of {before} processes, and now there are {now}: of the epoch under way, what was logged counts from here on."
+    )
+    return {**state, "logbook": {**state["logbook"], "training": {}}, "metric_states": {}}
+
+
+def check_step_size(trainer: Trainer, state: Mapping[str, Any]) -> None:
+    """Refuse to go on in the middle of an epoch whose steps were of another size: nobody could say where.
+
+    Raises:
+        CheckpointError: With both sizes.
+    """
+    before, now = state.get("step_size"), step_size(trainer.train_dataloader)
+    if before != now and state.get("num_processes", 1) != trainer.world_size:
+        raise CheckpointError(
+            f"{trainer.ckpt_path} is of the middle of an epoch, in which {state.get('num_processes', 1)} processes took {before} "
+            f"samples a step; now {trainer.world_size} take {now}. Set the loader's batch_size so that it is as many again, or go "
+            "on from a checkpoint of an epoch's end."
+        )
 
 
 def restore_training(
@@ -177,7 +234,8 @@ def restore_training(
         logbook.load_state_dict(state["logbook"], module, is_complete=is_complete)
         load_metric_states(module, state.get("metric_states", {}))
         for name, gradient in state.get("gradients", {}).items():
-            module.get_parameter(name).grad = gradient
+            parameter = module.get_parameter(name)
+            parameter.grad = trainer.strategy.part(gradient, parameter)
     else:
         trainer.progress = _progress_of_another_trainer(state, checkpoint)
     for config in trainer.lr_scheduler_configs:
@@ -225,6 +283,11 @@ def _load_states(
             owner.load_state_dict(state)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{source}: one of its {kind} does not fit: {error}") from error
+        if isinstance(owner, Optimizer):
+            for parameter, kept in owner.state.items():
+                for name, value in kept.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        kept[name] = trainer.strategy.part(value, parameter)
         groups = getattr(owner, "param_groups", [])
         lacking = [key for group in groups for key in owner.defaults if key not in group]
         if lacking:

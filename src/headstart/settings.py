@@ -15,7 +15,7 @@ from headstart.deferred import Reuse
 from headstart.errors import MisconfigurationError, UnknownArgumentError, did_you_mean
 from headstart.hooks import is_overridden
 from headstart.plan import Plan
-from headstart.strategy import Strategy
+from headstart.strategy import SingleDevice, Strategy
 
 
 def refuse_unknown(unknown: dict[str, Any], known: Iterable[str]) -> None:
@@ -66,20 +66,94 @@ def check_settings(settings: dict[str, Any]) -> None:
         raise MisconfigurationError(
             f"gradient_clip_algorithm is {settings['gradient_clip_algorithm']!r}; expected 'norm' or 'value'."
         )
-    strategy = settings["strategy"]
-    if not isinstance(strategy, Strategy) and strategy not in {"auto", "single_device"}:
+    if settings["num_nodes"] < 1:
+        raise MisconfigurationError(f"num_nodes is {settings['num_nodes']}; expected 1 or more.")
+
+
+_STRATEGIES = ("auto", "single_device", "ddp", "ddp_find_unused_parameters_true", "fsdp")
+
+
+def choose_strategy(
+    given: Any, *, accelerator: str, devices: Any, num_nodes: int, shares_loaders: bool
+) -> Strategy:
+    """Give the strategy: one process on one device, or one of several.
+
+    Several run where torchrun started this process, or where more than one device is asked for.
+
+    Args:
+        given: A word, or a strategy.
+        accelerator: As `Trainer` takes it.
+        devices: As `Trainer` takes it.
+        num_nodes: As `Trainer` takes it.
+        shares_loaders: Whether samples are dealt out.
+
+    Raises:
+        MisconfigurationError: If the word is none of those, or the numbers are not those of torchrun.
+
+    Example:
+        >>> choose_strategy("auto", accelerator="cpu", devices=1, num_nodes=1, shares_loaders=True).world_size
+        1
+    """
+    from headstart.strategy.processes import from_environment
+
+    if isinstance(given, Strategy):
+        return given
+    if given not in _STRATEGIES:
         raise MisconfigurationError(
-            f"strategy is {strategy!r}; expected 'auto' or a Strategy. Training runs in one process."
+            f"strategy is {given!r}; expected one of {', '.join(_STRATEGIES)}, or a Strategy."
+            f"{did_you_mean(str(given), _STRATEGIES)}"
         )
-    if settings["num_nodes"] != 1:
-        raise MisconfigurationError(f"num_nodes is {settings['num_nodes']}; training runs on one machine.")
+    processes = from_environment()
+    count = _count(devices)
+    if processes is None and num_nodes > 1:
+        raise MisconfigurationError(
+            f"num_nodes is {num_nodes}, and torchrun did not start this process: run `torchrun --nnodes={num_nodes} "
+            f"--nproc_per_node={count or 'DEVICES'} ...` on every machine."
+        )
+    if given == "single_device" or (
+        given == "auto" and (count == 1 or (processes is None and count is None))
+    ):
+        return SingleDevice(choose_device(accelerator, devices))
+    if processes is not None and (
+        count not in {None, processes.local_size} or num_nodes not in {1, processes.num_nodes}
+    ):
+        raise MisconfigurationError(
+            f"devices is {devices!r} and num_nodes is {num_nodes}, and torchrun started {processes.local_size} processes on "
+            f"each of {processes.num_nodes} machines. Leave both out, or make them agree."
+        )
+    from headstart.strategy import DDPStrategy, FSDPStrategy
+
+    device = choose_device(accelerator, "auto")
+    common: dict[str, Any] = {"devices": count or 1, "shares_loaders": shares_loaders}
+    if given == "fsdp":
+        return FSDPStrategy(device, **common)
+    return DDPStrategy(device, find_unused_parameters=given == "ddp_find_unused_parameters_true", **common)
+
+
+def _count(devices: Any) -> int | None:
+    """Give how many devices are asked for; `None` for as many as there are processes."""
+    if devices == "auto":
+        return None
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    try:
+        count = int(devices)
+    except (TypeError, ValueError):
+        raise MisconfigurationError(
+            f"devices is {devices!r}; expected 'auto', how many, -1 for all, or a list of numbers."
+        ) from None
+    if count == -1:
+        return max(1, torch.cuda.device_count())
+    if count < 1:
+        raise MisconfigurationError(f"devices is {devices!r}; expected 1 or more, or -1 for all.")
+    return count
 
 
 def choose_device(accelerator: str, devices: Any) -> torch.device:
-    """Give the device of the one process.
+    """Give the device of a process: the one that `devices` lists, or the first.
 
     Raises:
-        MisconfigurationError: If the accelerator has no such name or is not there, or more than one device is asked for.
+        MisconfigurationError: If the accelerator has no such name or is not there.
 
     Example:
         >>> choose_device("cpu", "auto")
@@ -89,11 +163,6 @@ def choose_device(accelerator: str, devices: Any) -> torch.device:
     if accelerator not in known:
         raise MisconfigurationError(
             f"accelerator is {accelerator!r}; expected one of {', '.join(known)}.{did_you_mean(str(accelerator), known)}"
-        )
-    count = len(devices) if isinstance(devices, list | tuple) else devices
-    if count not in {"auto", 1, "1", -1, "-1"}:
-        raise MisconfigurationError(
-            f"devices is {devices!r}; training runs on one device: give 1, 'auto', or [its number]."
         )
     index = devices[0] if isinstance(devices, list | tuple) else 0
     if accelerator in {"gpu", "cuda"} or (accelerator == "auto" and torch.cuda.is_available()):

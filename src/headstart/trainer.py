@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import sys
@@ -23,10 +22,10 @@ from headstart.callback import Callback
 from headstart.checkpoint import read_checkpoint, write_checkpoint
 from headstart.datamodule import DataHooks, LightningDataModule
 from headstart.deferred import Reuse
-from headstart.errors import MisconfigurationError
+from headstart.errors import HeadstartError, MisconfigurationError
 from headstart.hooks import Hooks, check_names, is_overridden
 from headstart.logbook import Logbook
-from headstart.metrics import load_metric_states, metric_states
+from headstart.metrics import metrics_kept
 from headstart.module import LightningModule
 from headstart.optim import (
     ManagedOptimizer,
@@ -38,7 +37,7 @@ from headstart.optim import (
 from headstart.plan import Plan
 from headstart.precision import Precision
 from headstart.seed import isolated_random_state
-from headstart.strategy import SingleDevice, Strategy
+from headstart.strategy import Share, Strategy
 
 Limit = int | float | None
 RunStage = Literal["fit", "validate", "test", "predict"]
@@ -49,9 +48,11 @@ class Trainer:
 
     Args:
         accelerator: `"auto"` (a GPU where there is one), `"cpu"`, `"gpu"`, `"cuda"` or `"mps"`.
-        strategy: `"auto"`, or a `Strategy`.
-        devices: How many devices, or a list with the number of one; one process uses one.
-        num_nodes: How many machines.
+        strategy: `"auto"` (one process, or `"ddp"` where torchrun started several or `devices` is above 1),
+            `"single_device"`, `"ddp"`, `"ddp_find_unused_parameters_true"`, `"fsdp"`, or a `Strategy`.
+        devices: How many on a machine, a process each; -1 for all GPUs, or a list with the number of one. Where torchrun
+            has not started the processes, the first run starts the program anew in so many.
+        num_nodes: How many machines; more than one are started by torchrun.
         precision: The number format, see `headstart.precision.Precision`.
         logger: `True` for the default (TensorBoard where it is installed, else CSV), `False` for none, a logger, or
             several.
@@ -180,12 +181,16 @@ class Trainer:
         if benchmark is not None:
             torch.backends.cudnn.benchmark = benchmark
 
-        self.strategy: Strategy = (
-            strategy
-            if isinstance(strategy, Strategy)
-            else SingleDevice(settings.choose_device(accelerator, devices))
+        self.strategy: Strategy = settings.choose_strategy(
+            strategy,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            shares_loaders=use_distributed_sampler,
         )
         self.num_nodes = num_nodes
+        if not self.strategy.computes_alone:
+            self.reuse = None  # what a process lacks it computes by itself
         self.precision_plugin = Precision(precision, device=self.strategy.device)
         self.loggers: list[Any] = settings.gather_loggers(
             False if fast_dev_run else logger, default_root_dir=self.default_root_dir
@@ -228,6 +233,10 @@ class Trainer:
         self.num_predict_batches: list[int | None] = []
         self.num_sanity_val_batches: list[Any] = []
         self.current_batch: Any = None
+        self.share: Share | None = (
+            None  # of the training batch that runs; `None` where all processes have alike
+        )
+        self._has_others_stop = False
         self._loaded_in_epoch = 0
         self.state_before_validation: dict[
             str, Any
@@ -332,10 +341,8 @@ class Trainer:
             raise MisconfigurationError(
                 "save_checkpoint: there is nothing to save before fit, validate, test or predict."
             )
-        checkpoint = resume.dump(self, weights_only=weights_only)
-        if self.is_global_zero:
-            write_checkpoint(checkpoint, filepath)
-        self.strategy.barrier("save_checkpoint")
+        self.strategy.agree_on_statistics(self._module)
+        self.strategy.write(resume.dump(self, weights_only=weights_only), filepath, write_checkpoint)
 
     # ---- what a run is
 
@@ -344,6 +351,7 @@ class Trainer:
         self, fn: RunStage, model: LightningModule, datamodule: LightningDataModule | None, **sources: Any
     ) -> Iterator[None]:
         """Attach everything, and let go of it again, whatever happens in between."""
+        self.strategy.connect()
         self._attach(fn, model, datamodule, sources)
         self.state.fn, self.state.status, self.state.finished = fn, "running", False
         try:
@@ -393,7 +401,7 @@ class Trainer:
         if fn == "fit":
             self.train_dataloader = None
         self.ckpt_path = None
-        self.interrupted = self.should_stop = False
+        self.interrupted = self.should_stop = self._has_others_stop = False
         self._add_configured_callbacks()
         self.hooks.current = "prepare_data"
         for owner in (datamodule, model):
@@ -412,6 +420,7 @@ class Trainer:
         model.configure_model()
         self.precision_plugin.convert(model)
         self.strategy.setup(model)
+        self.strategy.agree(model)
         if self.reuse is not None:
             self.reuse.watch(model)
 
@@ -462,9 +471,12 @@ class Trainer:
             ckpt_path = None
         checkpoint = self._read(ckpt_path) if ckpt_path is not None else None
         if continuing:
-            self._memory = {**resume.training_state(self), **resume.optimizer_state(self)}
+            state = resume.own_state(self, resume.training_state(self), source="The last fit")
+            self._memory = {**state, **resume.optimizer_state(self)}
         else:
-            self._memory = None if checkpoint is None else dict(checkpoint.get("loops") or {})
+            self._memory = None
+        if checkpoint is not None:
+            self._memory = resume.own_state(self, checkpoint.get("loops") or {}, source=str(self.ckpt_path))
         if not continuing:
             self.progress = loop.Progress()
             self.logbook.forget()
@@ -473,6 +485,7 @@ class Trainer:
         if checkpoint is not None:
             resume.restore_weights(self, checkpoint, source=str(self.ckpt_path))
             resume.restore_callbacks(self, checkpoint)
+        self.strategy.agree(module)  # also on what was added just now
         self.strategy.wrap(module)
         self._configure_optimizers()
         self._trainable = freezing.trainable_names(module)
@@ -534,6 +547,10 @@ class Trainer:
 
     def _read(self, ckpt_path: str | Path) -> dict[str, Any]:
         self.ckpt_path = resume.resolve(self, ckpt_path)
+        if hasattr(self.strategy, "new_part") and Path(self.ckpt_path).is_dir():
+            from headstart.strategy.parts import read_parts
+
+            return read_parts(self.ckpt_path, new=self.strategy.new_part)
         return read_checkpoint(self.ckpt_path, map_location=self.strategy.device)
 
     def stand_again(self) -> None:
@@ -543,9 +560,11 @@ class Trainer:
             return
         progress = self.progress
         if progress.batch and not progress.is_last_batch and progress.stage != "epoch_end":
+            resume.check_step_size(self, memory)
             self.train_batches.resume(memory["order"], batch=progress.batch)
-        # A run that goes on in the same process has its global random state.
-        self.train_batches.restore(memory["random_state"], only_loader=self.ckpt_path is None)
+        # A run that goes on in the same process has its global random state; so has a process that was not there before.
+        is_own = self.ckpt_path is not None and self.global_rank < memory.get("num_processes", 1)
+        self.train_batches.restore(memory["random_state"], only_loader=not is_own)
 
     # ---- validate, test, predict
 
@@ -713,7 +732,7 @@ class Trainer:
         """Whether training ends here: the last step is taken, or somebody said stop and the minimum is done."""
         if self.max_steps != -1 and self.progress.global_step >= self.max_steps:
             return True
-        if not self.should_stop:
+        if not (self.should_stop if self.world_size == 1 else self._has_others_stop):
             return False
         epochs_done = self.progress.epoch + (
             self.progress.stage == "epoch_end" or self.progress.is_last_batch
@@ -721,6 +740,21 @@ class Trainer:
         if not self.progress.is_inside_epoch:
             epochs_done = self.progress.epoch
         return epochs_done >= (self.min_epochs or 0) and self.progress.global_step >= (self.min_steps or 0)
+
+    def agree_to_stop(self, *, wait: bool) -> None:
+        """Take up whether any process has decided to stop; all then stop after the same batch.
+
+        Args:
+            wait: Whether what was decided just now counts already: at an epoch's end. Between batches it counts after the
+                next, so that nobody has to wait.
+        """
+        if self.world_size == 1:
+            return
+        if wait:
+            self._has_others_stop |= self.strategy.reduce_boolean_decision(self.should_stop, all=False)
+        else:
+            self._has_others_stop |= self.strategy.any_by_now(self.should_stop)
+        self.should_stop |= self._has_others_stop
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -755,13 +789,30 @@ class Trainer:
         trainable = freezing.trainable_names(module)
         if trainable != self._trainable:
             self._trainable = trainable
-            self.strategy.wrap(module)
+            self.strategy.wrap(
+                module
+            )  # a distributed wrapper averages the gradients of what trained when it was built
             self.training_step, self.training_step_arity = self.step_function("training_step")
             freezing.establish_modes(module)  # without a word: what thaws was in evaluation mode by the rule
         else:
             freezing.establish_modes(module, only_frozen=True)
         for config in self.lr_scheduler_configs:
             sync_scheduler(config.scheduler)
+
+    def compare_processes(self) -> None:
+        """Where the strategy `checks`: see at an epoch's end that all processes hold the same.
+
+        Raises:
+            HeadstartError: If they do not.
+        """
+        if not getattr(self.strategy, "checks", False):
+            return
+        difference = self.strategy.largest_difference(self.lightning_module)
+        if difference:
+            raise HeadstartError(
+                f"After epoch {self.current_epoch} two processes differ by {difference:.3g} in a weight or buffer. Something "
+                "changes them in one process alone: look for code that depends on the rank, or on its own random numbers."
+            )
 
     def audit(self, model: LightningModule | None = None, batch: Any = None) -> freezing.Audit:
         """Give one table of what is frozen, what trains, in which group, at which rate, and what a step costs.
@@ -795,32 +846,38 @@ class Trainer:
         def step() -> Any:
             if batch is None:
                 return module(*example) if isinstance(example, tuple) else module(example)
+            function, arity = self.step_function("training_step", module)
+            if self.strategy.computes_alone:
+                function = module.training_step  # no gradients are reduced for it
             with self._without_a_trace(module, batch), self.precision_plugin.forward_context():
-                return module.training_step(*(batch, 0)[: self.step_function("training_step", module)[1]])
+                return function(*(batch, 0)[:arity])
 
         return step
 
     @contextmanager
     def _without_a_trace(self, module: LightningModule, batch: Any) -> Iterator[None]:
         """Let what the module logs, and what its metrics see, be forgotten."""
-        metrics = copy.deepcopy(metric_states(module))
         is_running = module.__dict__.get("_trainer") is self and self.hooks is not None
         before = self.logbook, self.current_batch, self.hooks.current if is_running else ""
-        try:
-            if is_running:
-                self.logbook, self.current_batch, self.hooks.current = Logbook(self), batch, "training_step"
-                yield
-            else:
-                trainer, module.trainer = module.__dict__.get("_trainer"), None
-                try:
+        with metrics_kept(module):
+            try:
+                if is_running:
+                    self.logbook, self.current_batch, self.hooks.current = (
+                        Logbook(self),
+                        batch,
+                        "training_step",
+                    )
                     yield
-                finally:
-                    module.trainer = trainer
-        finally:
-            self.logbook, self.current_batch = before[:2]
-            if is_running:
-                self.hooks.current = before[2]
-            load_metric_states(module, metrics)
+                else:
+                    trainer, module.trainer = module.__dict__.get("_trainer"), None
+                    try:
+                        yield
+                    finally:
+                        module.trainer = trainer
+            finally:
+                self.logbook, self.current_batch = before[:2]
+                if is_running:
+                    self.hooks.current = before[2]
 
     # ---- manual optimization
 
@@ -838,6 +895,9 @@ class Trainer:
             with torch.enable_grad():
                 closure()
             closure = None
+        self.strategy.average_gradients(
+            [each for group in optimizer.param_groups for each in group["params"]]
+        )
         self.precision_plugin.unscale(optimizer)
         self.hooks("on_before_optimizer_step", optimizer)
         if closure is None:
@@ -924,7 +984,7 @@ class Trainer:
     @property
     def num_devices(self) -> int:
         """The number of devices on this machine."""
-        return self.strategy.world_size
+        return self.strategy.world_size // self.num_nodes
 
     @property
     def precision(self) -> str:

@@ -87,6 +87,11 @@ class PlanRunner(Callback):
                 "callback."
             )
         if self.plan.lora is not None:
+            if not trainer.strategy.computes_alone:
+                raise MisconfigurationError(
+                    "The plan puts LoRA adapters in, and the weights are cut into parts already (strategy='fsdp'). Adapters are "
+                    "small: use strategy='ddp'."
+                )
             put_adapters_in(pl_module.get_submodule(self.plan.backbone), self.plan)
         self._layout = layout_of(pl_module, backbone=self.plan.backbone)
         states = [
@@ -163,7 +168,7 @@ class PlanRunner(Callback):
         if strength:
             for name, parameter in pl_module.named_parameters():
                 if parameter.grad is not None and name in self._anchors:
-                    anchor = self._anchors[name].to(parameter.device)
+                    anchor = trainer.strategy.part(self._anchors[name], parameter).to(parameter.device)
                     parameter.grad.add_(parameter.detach() - anchor, alpha=strength)
 
     def on_train_batch_end(
@@ -317,14 +322,15 @@ class PlanRunner(Callback):
     def _restore_best(self, trainer: Trainer, module: LightningModule) -> None:
         """Put the best weights back; moments of an optimizer belong to the weights that they were gathered at."""
         places: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        others = [
-            name
+        best = {
+            name: trainer.strategy.part(value, places[name]).to(places[name].device)
             for name, value in self._best_weights.items()
-            if not torch.equal(places[name], value.to(places[name].device))
-        ]
+        }
+        others = [name for name, value in best.items() if not torch.equal(places[name], value)]
         for name in others:
-            places[name].copy_(self._best_weights[name])
-        if any(isinstance(places[name], nn.Parameter) for name in others):
+            places[name].copy_(best[name])
+        has_changed = any(isinstance(places[name], nn.Parameter) for name in others)
+        if trainer.strategy.reduce_boolean_decision(has_changed, all=False):
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
         self._best_weights = {}
@@ -373,7 +379,7 @@ class PlanRunner(Callback):
             for buffer, value in buffers:
                 buffer.copy_(value)
         freezing.set_trainable(module, trains)
-        return int(found.argmax())
+        return int(trainer.strategy.reduce(found).argmax())  # each process has looked at its own batches
 
     def _some_batches(self, trainer: Trainer, count: int) -> Iterator[Any]:
         """Give the first training batches, on the device, and leave no trace in anybody's random state."""

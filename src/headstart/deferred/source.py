@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # Samplers that draw all their randomness when an epoch begins, so that looking ahead changes nothing.
-_FORESEEABLE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
+FORESEEABLE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 # How deep, and in containers of how many elements, the generators of a data set are looked for.
@@ -368,7 +368,7 @@ def _as_they_are(indices: list[Any]) -> list[Any]:
 def is_foreseeable(loader: DataLoader[Any]) -> bool:
     """Whether the order of an epoch is fixed when it begins, so that its batches may be looked at ahead."""
     sampler = loader.batch_sampler
-    return type(sampler) is BatchSampler and type(sampler.sampler) in _FORESEEABLE
+    return type(sampler) is BatchSampler and type(sampler.sampler) in FORESEEABLE
 
 
 def _obstacle_of(loader: Any) -> str:

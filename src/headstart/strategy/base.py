@@ -1,22 +1,61 @@
-"""`Strategy`: the seam between one process and many. The loop asks it to place, wrap, reduce and gather."""
+"""`Strategy`: the seam between one process and many. The loop asks it to place, wrap, share out, reduce and gather."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of the samples that all processes step on together is this process's.
+
+    Args:
+        own: Samples of this process.
+        total: Of all processes.
+        num_processes: How many processes.
+
+    Example:
+        >>> Share(2, 3, 2).weight, Share(1, 3, 2).weight  # an uneven last batch
+        (1.3333333333333333, 0.6666666666666666)
+    """
+
+    own: int
+    total: int
+    num_processes: int
+
+    @property
+    def weight(self) -> float:
+        """By what a mean over the own samples is multiplied, so that the mean over processes is that over all samples."""
+        return self.own * self.num_processes / self.total
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no sample left for this process: it steps on one of another's, which counts for nothing."""
+        return self.own == 0
+
+
 class Strategy(ABC):
-    """Where the module lives, and how processes agree."""
+    """Where the module lives, and how processes agree.
+
+    What is not abstract says what holds for one process. A method that agrees on something must be called by all
+    processes at the same point of the program.
+    """
 
     device: torch.device
-    world_size: int
-    global_rank: int
-    local_rank: int
+    world_size: int = 1
+    global_rank: int = 0
+    local_rank: int = 0
+    node_rank: int = 0
+    # Whether a process can run the module when the others do not.
+    computes_alone: bool = True
 
     @property
     def is_global_zero(self) -> bool:
@@ -28,9 +67,21 @@ class Strategy(ABC):
         """The device of this process."""
         return self.device
 
+    def connect(self) -> None:
+        """Meet the other processes, before a run begins; once is enough."""
+        return
+
     @abstractmethod
     def setup(self, module: nn.Module) -> None:
         """Put the module on its device. Parameters stay the same objects."""
+
+    def agree(self, module: nn.Module) -> None:
+        """Give all processes the weights and buffers of the first."""
+        return
+
+    def agree_on_statistics(self, module: nn.Module) -> None:
+        """Make the buffers of what trains the same in all processes: running statistics, moved by each one's own samples."""
+        return
 
     @abstractmethod
     def wrap(self, module: nn.Module) -> None:
@@ -40,9 +91,44 @@ class Strategy(ABC):
     def step_function(self, module: nn.Module, name: str) -> Callable[..., Any]:
         """Give the function that runs `module.<name>` (a step) through the wrapper, where there is one."""
 
-    @abstractmethod
+    def whole(self, value: Any) -> Any:
+        """Give a nested value with whole tensors in the place of this process's parts of them."""
+        return value
+
+    def part(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Give this process's part of a tensor: as much as it has of `like`."""
+        return value
+
+    def write(self, checkpoint: dict[str, Any], path: str | Path, writer: Callable[..., None]) -> None:
+        """Write a checkpoint, of which every process has its part.
+
+        Args:
+            checkpoint: What it holds.
+            path: Where to.
+            writer: `writer(checkpoint, path)` writes a whole one.
+        """
+        writer(checkpoint, path)
+
+    def without_reduction(self) -> AbstractContextManager[Any]:
+        """Let backward leave each process its own gradients: within an accumulation window."""
+        return nullcontext()
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Give all processes the mean of their gradients, where backward has not done so."""
+        return
+
     def prepare_loader(self, loader: Any, *, shuffle: bool) -> Any:
-        """Give this process its share of a loader."""
+        """Give this process its share of a loader.
+
+        Args:
+            loader: The loader, the same in all processes.
+            shuffle: Whether it is for training: then all processes get the same number of batches.
+        """
+        return loader
+
+    def share_of(self, loader: Any, batch_idx: int) -> Share | None:
+        """Give what this process has of a batch of a loader that `prepare_loader` gave; `None` where all have alike."""
+        return None
 
     @abstractmethod
     def reduce(self, tensor: torch.Tensor, operation: str = "mean") -> torch.Tensor:
@@ -52,9 +138,17 @@ class Strategy(ABC):
     def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
         """Give every process's tensors, stacked along a new first dimension."""
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Give every process's value, which can be pickled, in the order of the processes."""
+        return [value]
+
     @abstractmethod
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002 (the field's name)
         """Whether all (or any) of the processes decided so."""
+
+    def any_by_now(self, decision: bool) -> bool:
+        """Whether any process had decided so at its last call: like `reduce_boolean_decision`, without waiting for it."""
+        return decision
 
     @abstractmethod
     def broadcast(self, value: Any, src: int = 0) -> Any:
@@ -64,5 +158,10 @@ class Strategy(ABC):
     def barrier(self, name: str | None = None) -> None:
         """Wait until every process is here."""
 
+    def largest_difference(self, module: nn.Module) -> float:
+        """Give the largest difference between two processes in a weight or buffer of the module: 0.0, or something is wrong."""
+        return 0.0
+
     def teardown(self) -> None:
         """Let go of what `setup` took."""
+        return

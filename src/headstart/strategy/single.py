@@ -19,10 +19,6 @@ class SingleDevice(Strategy):
         tensor(2.)
     """
 
-    world_size = 1
-    global_rank = 0
-    local_rank = 0
-
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
@@ -35,9 +31,6 @@ class SingleDevice(Strategy):
     def step_function(self, module: nn.Module, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(module, name)
         return function
-
-    def prepare_loader(self, loader: Any, *, shuffle: bool) -> Any:
-        return loader
 
     def reduce(self, tensor: torch.Tensor, operation: str = "mean") -> torch.Tensor:
         return tensor

@@ -1,0 +1,238 @@
+"""What strategies of several processes share: how they meet, deal samples out, reduce and agree; over torch.distributed."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader
+
+from headstart.errors import HeadstartError, MisconfigurationError
+from headstart.freezing import is_batch_norm
+from headstart.loaders import generators_of
+from headstart.seed import capture_random_state, restore_random_state
+from headstart.strategy.base import Share, Strategy
+from headstart.strategy.processes import Processes, from_environment, start_program_again
+from headstart.strategy.shares import shared_loader, shares_of
+
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+
+
+class DistributedStrategy(Strategy):
+    """Several processes, a device each. What to do with the weights is for a subclass to say.
+
+    Started by torchrun, a process finds its place in the environment. Otherwise the first run starts the program anew in
+    `devices` processes. A step of all processes is the step of one with batches `world_size` times as large: samples are dealt
+    out so that each is seen once, and an uneven last batch counts by its samples (for a loss that is a mean over them).
+
+    Args:
+        device: Of this process.
+        devices: How many processes to start where torchrun has not.
+        shares_loaders: Deal the samples of loaders out; else loaders are what each process makes them.
+        checks: At the end of every epoch, compare weights and buffers between processes, and raise if they differ.
+
+    Attributes:
+        processes: The place of this process; `None` before torchrun has started it.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        devices: int = 1,
+        shares_loaders: bool = True,
+        checks: bool = False,
+    ) -> None:
+        self.processes: Processes | None = from_environment()
+        self._devices = devices
+        self.device = torch.device(device)
+        if self.processes is not None:
+            self.world_size = self.processes.size
+            self.global_rank = self.processes.rank
+            self.local_rank = self.processes.local_rank
+            self.node_rank = self.processes.node
+            if self.device.type == "cuda":
+                self.device = torch.device("cuda", self.local_rank)
+        else:
+            self.world_size = devices
+        self.checks = checks
+        self.shares_loaders = shares_loaders
+        self._pending: tuple[Any, Tensor] | None = None
+
+    # ---- the module
+
+    def connect(self) -> None:
+        """Meet the other processes; where torchrun has not started them, start the program anew.
+
+        Raises:
+            SystemExit: Where the program was started anew, when it is over.
+        """
+        if self.processes is None:
+            start_program_again(self._devices)
+        if not dist.is_initialized():
+            is_cuda = self.device.type == "cuda"
+            if is_cuda:
+                torch.cuda.set_device(self.device)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if is_cuda else "gloo", device_id=self.device if is_cuda else None
+            )
+            atexit.register(_disconnect)
+
+    def setup(self, module: nn.Module) -> None:
+        """Put the module on its device."""
+        module.to(self.device)
+
+    def agree(self, module: nn.Module) -> None:
+        """Give all processes the weights and buffers of the first."""
+        with torch.no_grad():
+            for tensor in [*module.parameters(), *module.buffers()]:
+                first = tensor.detach().clone()
+                dist.broadcast(first, src=0)
+                if not torch.equal(
+                    first, tensor
+                ):  # what was the same is not written to, so that it counts as unchanged
+                    tensor.copy_(first)
+
+    def agree_on_statistics(self, module: nn.Module) -> None:
+        """Give all processes the mean of the batch norms' statistics, and the first one's other buffers, of what trains."""
+        with torch.no_grad():
+            for child in module.modules():
+                for buffer in child.buffers(recurse=False) if child.training else ():
+                    if is_batch_norm(child) and buffer.is_floating_point():
+                        buffer.copy_(self.reduce(buffer))
+                    else:
+                        dist.broadcast(buffer, src=0)
+
+    # ---- loaders
+
+    def prepare_loader(self, loader: Any, *, shuffle: bool) -> Any:
+        """Give this process its share of a loader."""
+        if not self.shares_loaders:
+            return loader
+        return shared_loader(
+            loader, rank=self.global_rank, size=self.world_size, in_step=shuffle, order=self._order
+        )
+
+    def share_of(self, loader: Any, batch_idx: int) -> Share | None:
+        """Give what this process has of a batch."""
+        shares = shares_of(loader)
+        return None if shares is None else shares.share(batch_idx)
+
+    def _order(self, loader: DataLoader[Any]) -> list[Any]:
+        """Give the order in which the first process goes through a loader; its random generators move on, and the others' not."""
+        generators = generators_of(loader)
+        own = capture_random_state()
+        first, states = self.broadcast((own, [each.get_state() for each in generators]))
+        if not self.is_global_zero:
+            restore_random_state(first)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+        batches = loader.batch_sampler
+        splits = batches is not None and type(batches) is BatchSampler
+        order = list(cast("Any", batches.sampler if splits else batches or loader.sampler))  # type: ignore[union-attr]
+        if not self.is_global_zero:
+            restore_random_state(own)
+        return order
+
+    # ---- agreement
+
+    def reduce(self, tensor: Tensor, operation: str = "mean") -> Tensor:
+        """Give the mean, sum, minimum or maximum over all processes.
+
+        Raises:
+            MisconfigurationError: If the operation is another word.
+        """
+        if operation not in {*_OPERATIONS, "mean"}:
+            raise MisconfigurationError(
+                f"reduce: operation is {operation!r}; expected 'mean', 'sum', 'min' or 'max'."
+            )
+        found = tensor.detach().clone()
+        dist.all_reduce(found, _OPERATIONS.get(operation, dist.ReduceOp.SUM))
+        return found / self.world_size if operation == "mean" else found
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+        """Give every process's tensors, stacked along a new first dimension; with `sync_grads`, gradients flow back."""
+        if isinstance(data, dict):
+            return {key: self.all_gather(value, group, sync_grads) for key, value in data.items()}
+        if isinstance(data, list | tuple):
+            return type(data)(self.all_gather(value, group, sync_grads) for value in data)
+        if not isinstance(data, Tensor):
+            data = torch.as_tensor(data, device=self.device)
+        if sync_grads:
+            from torch.distributed.nn.functional import all_gather
+
+            return torch.stack(list(all_gather(data, group)))  # type: ignore[no-untyped-call]
+        found = [torch.empty_like(data) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(found, data.detach().contiguous(), group=group)
+        return torch.stack(found)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Give every process's value, in their order."""
+        found = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002
+        """Whether all (or any) of the processes decided so."""
+        number = self.reduce(torch.tensor(int(decision)), "min" if all else "max")
+        return bool(number.item())
+
+    def any_by_now(self, decision: bool) -> bool:
+        """Whether any process had decided so at its last call."""
+        found = False
+        if self._pending is not None:
+            work, number = self._pending
+            work.wait()
+            found = bool(number.item())
+        number = torch.tensor(int(decision))
+        self._pending = (dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True), number)
+        return found
+
+    def broadcast(self, value: Any, src: int = 0) -> Any:
+        """Give every process the value of process `src`, which can be pickled."""
+        found = [value if self.global_rank == src else None]
+        dist.broadcast_object_list(found, src=src)
+        return found[0]
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait until every process is here."""
+        dist.barrier()
+
+    def write(self, checkpoint: dict[str, Any], path: str | Path, writer: Callable[..., None]) -> None:
+        """Let the first process write a checkpoint; all end with what ended it, or they would wait for it."""
+        checkpoint = self.whole(checkpoint)
+        problem = None
+        if self.is_global_zero:
+            try:
+                writer(checkpoint, path)
+            except (OSError, HeadstartError) as error:
+                problem = error
+        problem = self.broadcast(problem)
+        if problem is not None:
+            raise problem
+
+    def largest_difference(self, module: nn.Module) -> float:
+        """Give the largest difference between two processes in a weight or buffer of the module."""
+        return max(map(self._difference_of, [*module.parameters(), *module.buffers()]), default=0.0)
+
+    def _difference_of(self, tensor: Tensor) -> float:
+        values = tensor.detach().double()
+        if not values.numel():
+            return 0.0
+        return float((self.reduce(values, "max") - self.reduce(values, "min")).abs().max())
+
+    def teardown(self) -> None:
+        """Let the last agreement come to its end."""
+        if self._pending is not None:
+            self._pending[0].wait()
+        self._pending = None
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

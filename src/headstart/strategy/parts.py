@@ -1,0 +1,163 @@
+"""A checkpoint in parts: a folder to which every process writes what it has, by torch.distributed.checkpoint.
+
+FOLDER/
+  checkpoint.ckpt       everything but the parts, with the name of a part where one belongs
+  parts/                the parts, and which of them are where
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from headstart.errors import CheckpointError
+from headstart.strategy.fsdp import map_parts
+
+if TYPE_CHECKING:
+    from headstart.strategy.base import Strategy
+
+_WHOLE, _PARTS = "checkpoint.ckpt", "parts"
+# What stands in the place of a part: its name follows.
+_MARK = "\0part:"
+
+# What a description of parts is made of. It is a pickle, and one could name anything.
+_HARMLESS = {
+    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+}  # fmt: skip
+
+
+class _Description(pickle.Unpickler):
+    """Reads a description of parts, and nothing that could run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _HARMLESS.get(module, ()):
+            return super().find_class(module, name)
+        found = getattr(torch, name, None) if module == "torch" else None
+        if found is torch.Size or isinstance(found, torch.dtype):
+            return found
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is never run")
+
+
+class _Reader(FileSystemReader):
+    """Reads parts; their description in a way that runs nothing."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Give the description of the parts."""
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            found: Metadata = _Description(file).load()
+        for each in (found.storage_data or {}).values():
+            path = PurePosixPath(each.relative_path)
+            if path.is_absolute() or ".." in path.parts:
+                raise pickle.UnpicklingError(f"it names {str(path)!r}, which lies elsewhere")
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+def write_parts(checkpoint: dict[str, Any], folder: str | Path, strategy: Strategy) -> None:
+    """Write a checkpoint in parts, whole or not at all; all processes call it.
+
+    Args:
+        checkpoint: With parts of tensors somewhere inside, the same in all processes.
+        folder: Where to; it is replaced.
+        strategy: By which processes agree.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    from headstart.checkpoint import write_checkpoint
+
+    folder = Path(folder)
+    beside = folder.with_name(f".{folder.name}.unfinished")
+    parts: dict[str, DTensor] = {}
+
+    def named(part: DTensor) -> str:
+        parts[f"{len(parts)}"] = part
+        return f"{_MARK}{len(parts) - 1}"
+
+    rest = map_parts(checkpoint, named)
+    if strategy.is_global_zero and beside.exists():
+        shutil.rmtree(beside)
+    strategy.barrier("write_parts")
+    save(parts, checkpoint_id=beside / _PARTS)
+    if strategy.is_global_zero:
+        write_checkpoint(rest, beside / _WHOLE)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        beside.replace(folder)
+    strategy.barrier("write_parts")
+
+
+def read_parts(
+    folder: str | Path, *, new: Callable[..., Tensor] = torch.empty, **reading: Any
+) -> dict[str, Any]:
+    """Read a checkpoint in parts, in any number of processes.
+
+    Args:
+        folder: What `write_parts` wrote.
+        new: Gives the room for a tensor, by shape and `dtype`: whole ones without it.
+        reading: How the rest is read: `map_location`.
+
+    Raises:
+        CheckpointError: If something is missing in it or damaged.
+    """
+    from headstart.checkpoint import read_checkpoint
+
+    folder = Path(folder)
+    if not (folder / _WHOLE).is_file():
+        raise CheckpointError(f"{folder} is a folder and no checkpoint in parts: it has no {_WHOLE}.")
+    rest = read_checkpoint(folder / _WHOLE, **reading)
+    reader = _Reader(folder / _PARTS)
+    try:
+        described = reader.read_metadata().state_dict_metadata
+        parts = {
+            name: new(tuple(each.size), dtype=each.properties.dtype)
+            for name, each in described.items()
+            if isinstance(each, TensorStorageMetadata)
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one process reads alone
+            load(parts, storage_reader=reader)
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        pickle.UnpicklingError,
+        CheckpointException,
+    ) as error:
+        raise CheckpointError(
+            f"{folder / _PARTS} is damaged, unsafe, or not all of it is there: {error}"
+        ) from error
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith(_MARK):
+            return parts[value.removeprefix(_MARK)]
+        if isinstance(value, dict):
+            return type(value)((key, filled(each)) for key, each in value.items())
+        if isinstance(value, list | tuple):
+            return type(value)(map(filled, value))
+        return value
+
+    found: dict[str, Any] = filled(rest)
+    return found

@@ -1,0 +1,262 @@
+"""Several real processes: what trains changes, metrics, decisions, checkpoints; `worker.py` runs it all, once for 2 and once for 3."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from headstart.plans import PLANS
+
+pytestmark = pytest.mark.slow  # processes that import torch
+
+WORKER = Path(__file__).with_name("worker.py")
+
+# Sums over the samples of a step are taken in another order: float32 rounding, over some 20 steps that move weights by 0.1.
+ROUNDING = 1e-5
+
+
+def torchrun(count: int, *command: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*start, *command], capture_output=True, text=True, timeout=timeout, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def run(request, tmp_path_factory):
+    """Give the result of a scenario by its name."""
+    folder = tmp_path_factory.mktemp(f"processes{request.param}")
+    finished = torchrun(request.param, str(WORKER), str(folder))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    results = json.loads((folder / "results.json").read_text())
+
+    def result_of(name: str):
+        assert "problem" not in results[name], results[name]["problem"]
+        return results[name]["result"]
+
+    result_of.size = request.param
+    result_of.folder = folder
+    return result_of
+
+
+@pytest.mark.parametrize("train_bn", [False, True])
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_processes_stay_the_same_when_backbone_finetuning_thaws(run, epoch, train_bn):
+    found = run(f"BackboneFinetuning {epoch} {train_bn}")
+    assert found["difference"] == 0.0
+    assert found["moved"] > 1e-3
+
+
+@pytest.mark.parametrize("name", ["base_finetuning", "by_hand_at_an_epoch", "by_hand_between_batches"])
+def test_processes_stay_the_same_whoever_thaws(run, name):
+    found = run(name)
+    assert found["difference"] == 0.0
+    assert found["moved"] > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(PLANS))
+def test_processes_stay_the_same_with_every_named_plan(run, name):
+    found = run(f"plan {name}")
+    assert found["difference"] == 0.0
+    assert (found["moved"] > 0) == (name != "linear_probe")
+
+
+def test_processes_that_differ_are_named_at_the_end_of_the_epoch(run):
+    assert "After epoch 0 two processes differ by" in run("checks_name_what_differs")
+
+
+def test_processes_begin_with_the_weights_of_the_first(run):
+    assert run("different_weights_at_the_start")["difference"] == 0.0
+
+
+@pytest.mark.parametrize("title", ["even", "uneven", "a sample is left", "accumulated", "clipped", "dropped"])
+def test_a_step_of_several_processes_is_that_of_one_with_their_batches_together(run, title):
+    found = run(f"as one: {title}")
+    assert found["ranks"] == 0.0
+    assert found["weights"] < ROUNDING
+    assert found["logged"] < ROUNDING
+    assert found["steps"][0] == found["steps"][1] > 0
+
+
+def test_gradients_are_averaged_in_manual_optimization(run):
+    assert run("manual_optimization")["difference"] == 0.0
+
+
+# ---- samples, and what is logged of them
+
+
+@pytest.mark.parametrize("title", ["indexed", "batches of its own", "stream"])
+@pytest.mark.parametrize("kind", ["train", "validation", "predicted"])
+def test_every_sample_is_seen_once(run, title, kind):
+    assert run("seen_once")[title][kind] == list(range(11))
+
+
+@pytest.mark.parametrize("kind", ["train", "val"])
+def test_an_epochs_values_are_those_of_all_samples_each_counted_once(run, kind):
+    found = run("logged")
+    values = found["values"]
+    assert found["all alike"]
+    numbers = torch.arange(11.0)
+    assert values[f"{kind} mean"] == numbers.mean()
+    assert values[f"{kind} sum"] == numbers.sum()
+    assert (values[f"{kind} min"], values[f"{kind} max"]) == (0.0, 10.0)
+    assert values[f"{kind} first"] == 1.0  # rank_zero_only
+    assert values["acc"] == pytest.approx(6 / 11)  # a torchmetrics object
+    assert values["rank"] == (run.size - 1) / 2  # logged when the epoch was over
+
+
+# ---- decisions
+
+
+def test_early_stopping_and_plateaus_decide_alike(run):
+    found = run("decided_alike")
+    (rate, epochs), *others = found["everyone"]
+    assert all(each == [rate, epochs] for each in others)
+    assert epochs == 4  # the mean is best in epoch 0, though the first process's own value falls to the end
+    assert rate == pytest.approx(1e-4)  # cut in epochs 1, 2 and 3
+    assert found["difference"] == 0.0
+
+
+def test_one_process_that_stops_stops_all_after_the_same_step(run):
+    found = run("one_stops_all")
+    assert found["steps"] == [3] * run.size
+    assert found["difference"] == 0.0
+
+
+# ---- checkpoints
+
+
+def test_a_run_goes_on_from_every_step_as_if_it_had_not_been_cut(run):
+    found = run("resumed")
+    assert len(found["differences"]) == found["steps"] - 1 == 8
+    assert set(found["differences"].values()) == {0.0}
+    assert set(found["values"].values()) == {0.0}
+
+
+def test_a_run_goes_on_within_an_accumulation_window(run):
+    assert run("resumed_within_a_window") == {"difference": 0.0, "ranks": 0.0}
+
+
+def test_a_checkpoint_of_one_process_goes_on_in_several(run):
+    found = run("from_one_process")
+    assert max(found["differences"].values()) < ROUNDING
+    assert "Set the loader's batch_size so that it is as many again" in found["message"]
+
+
+def test_a_checkpoint_of_several_processes_goes_on_in_one(run, quiet_trainer):
+    from tests.strategy.worker import Net, loader
+
+    path = run.folder / "resumed" / "whole" / "step=3.ckpt"  # the first epoch's last batch
+    trainer = quiet_trainer(max_epochs=2)
+    num_samples = 12 * run.size - 2
+    with (
+        pytest.warns(UserWarning, match=f"is of {run.size} processes, and now there are 1"),
+        pytest.warns(UserWarning, match="holds the state of callbacks that this trainer does not have"),
+    ):
+        trainer.fit(Net(dropout=0.3), loader(num_samples, batch_size=4 * run.size), ckpt_path=path)
+    assert trainer.current_epoch == 2
+    assert trainer.global_step == 6
+
+
+# ---- weights in parts
+
+
+@pytest.mark.parametrize("title", ["thawed", "clipped", "accumulated"])
+def test_weights_in_parts_train_as_whole_ones_do(run, title):
+    found = run(f"in parts: {title}")
+    assert found["weights"] < ROUNDING
+    assert found["logged"] < ROUNDING
+    assert found["held"] < 1 / run.size + 0.1  # the small parts are rounded up
+    assert found["statistics"] == 0.0
+
+
+@pytest.mark.parametrize("name", sorted({*PLANS} - {"lora"}))
+def test_every_named_plan_trains_weights_in_parts_as_whole_ones(run, name):
+    assert run(f"plan in parts: {name}")["weights"] < ROUNDING
+
+
+def test_checkpoints_of_parts_go_on_exactly_written_as_one_file_or_in_parts(run):
+    found = run("saved_in_parts")
+    assert len(found["differences"]) == 4
+    assert set(found["differences"].values()) == {0.0}
+
+
+@pytest.mark.parametrize("saves", ["whole", "parts"])
+def test_a_checkpoint_of_parts_is_read_by_one_process(run, saves):
+    from headstart.checkpoint import read_checkpoint
+
+    folder = run.folder / "saved_in_parts"
+    path = folder / saves / "whole" / f"step={run('saved_in_parts')['steps']}.ckpt"
+    assert path.is_dir() == (saves == "parts")
+    weights = read_checkpoint(path)["state_dict"]
+    expected = torch.load(folder / f"{saves}.pt", weights_only=True)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_what_cannot_be_done_in_parts_is_refused(run):
+    manual, lora = run("refused_in_parts")
+    assert "use strategy='ddp'" in manual
+    assert "Adapters are small: use strategy='ddp'." in lora
+
+
+# ---- how processes are started
+
+PROGRAM = """
+import sys
+import torch
+from headstart import Trainer
+from headstart.demos.boring_classes import BoringModel
+
+if __name__ == "__main__":
+    trainer = Trainer(accelerator="cpu", devices=2, max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False,
+                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(BoringModel())
+    print(f"process {trainer.global_rank} of {trainer.world_size}, {sys.argv[1:]}")
+"""
+
+
+def test_the_trainer_starts_the_program_anew_in_each_process(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    finished = subprocess.run(
+        [sys.executable, str(program), "--an", "argument"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert sorted(line for line in finished.stdout.splitlines() if line.startswith("process")) == [
+        "process 0 of 2, ['--an', 'argument']",
+        "process 1 of 2, ['--an', 'argument']",
+    ]
+    assert "headstart starts this program in 2 processes" in finished.stderr
+
+
+def test_a_program_that_cannot_be_started_anew_says_what_to_do(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert finished.returncode == 1
+    assert "Write it to a file, or set devices=1." in finished.stderr
+
+
+def test_devices_that_are_not_those_of_torchrun_are_refused(monkeypatch):
+    from headstart import Trainer
+    from headstart.errors import MisconfigurationError
+
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(
+        MisconfigurationError, match="devices is 3 .* torchrun started 2 processes on each of 1 machines"
+    ):
+        Trainer(accelerator="cpu", devices=3)
+    assert Trainer(accelerator="cpu", devices=1).world_size == 1
+    assert Trainer(accelerator="cpu").world_size == 2
