@@ -330,10 +330,8 @@ def _log_loss(compared: Compared) -> float:
 
 
 def _is_right(compared: Compared) -> Tensor:
-    """Whether the fit that has not seen a sample classifies it rightly (N,)."""
     assert compared.probe is not None
-    assert compared.probe.out_of_fold is not None
-    return compared.probe.out_of_fold.argmax(dim=1) == compared.targets
+    return compared.probe.is_right_out_of_fold(compared.targets)
 
 
 # ---- what is shown

@@ -69,8 +69,7 @@ def look(model: Classifier, options: FitOptions) -> Look:
     )
     model.cpu()
     probe = fit_probe(features, targets, num_classes=len(data.class_names), seed=options.seed)
-    assert probe.out_of_fold is not None, "there are folds"
-    return Look(probe, probe.out_of_fold.argmax(dim=1) == targets)
+    return Look(probe, probe.is_right_out_of_fold(targets))
 
 
 def fact_of(before: Look, after: Look, options: FitOptions) -> tuple[str, str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from headstart.errors import MisconfigurationError
+from headstart.probe.checks import shape_of
 from headstart.scores import Estimate, wilson_interval
 
 
@@ -48,6 +50,28 @@ class Probe:
     def linear(self) -> nn.Linear:
         """Give the layer (float32) whose logits on raw features are the probe's."""
         return _linear(self.weight, self.bias)
+
+    def is_right_out_of_fold(self, targets: Tensor) -> Tensor:
+        """Give whether the fit that has not seen a sample classifies it rightly.
+
+        Args:
+            targets: Class indices (N,), those of the fit.
+
+        Returns:
+            (N,) bool.
+
+        Raises:
+            MisconfigurationError: If there were no folds, or the targets are not those of as many samples.
+        """
+        if self.out_of_fold is None:
+            raise MisconfigurationError(
+                "This probe was fitted without folds, so every sample took part in its fit. Fit it with fit_probe."
+            )
+        if targets.shape != self.out_of_fold.shape[:1]:
+            raise MisconfigurationError(
+                f"targets: received {shape_of(targets)}; expected ({len(self.out_of_fold)},), those of the fit."
+            )
+        return self.out_of_fold.argmax(dim=1) == targets
 
     def __str__(self) -> str:
         if not self.path:
