@@ -50,11 +50,14 @@ def test_a_loader_is_read_in_order_and_frozen_work_is_done_once():
     assert reuse.report().num_looked_up >= 24
 
 
-def candidates_of(net, **settings):
+def candidates_of(net, *, watch=None, **settings):
+    """The candidates, and the targets; `watch` is a list of the head's weights at each prediction."""
     x, y = data().tensors
 
     def predict():
         net.eval()
+        if watch is not None:
+            watch.append(net.head.weight.detach().clone())
         with torch.no_grad():
             return net(x).log_softmax(1)
 
@@ -92,6 +95,25 @@ def test_a_soup_is_offered_where_it_is_no_worse_than_its_best_member():
     tuned = next(each for each in found.found if each.name == "fine-tuned")
     for each in soups:
         assert (each.predictions.argmax(1) == y).sum() >= (tuned.predictions.argmax(1) == y).sum()
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.8, 0.7), (0.7, 0.9, 0.8), (0.8, 0.8, 0.8)])
+def test_each_set_of_weights_is_predicted_once(scores):
+    net, seen = Net(), []
+    start = net.head.weight.detach().clone()
+    found, _ = candidates_of(net, watch=seen)
+    seen.clear()  # of the head alone
+    states = [moved(net, by) for by in (0.001, 0.002, 0.004)]
+    found.add_tuned(states, scores)
+    # The best moment, which is the first soup too; three blends; a soup more for each other moment.
+    assert len(seen) == 1 + len(BLENDS) + 2
+    assert len({each.numpy().tobytes() for each in seen}) == len(seen)
+    for each in found.found:
+        found.keep(each.name)
+        with torch.no_grad():
+            assert torch.equal(each.predictions, net(data().tensors[0]).log_softmax(1))
+    assert found.found[-1].name == "soup of 3"
+    assert torch.allclose(net.head.weight, start + 0.007 / 3)
 
 
 def test_without_fine_tuning_the_head_alone_is_the_only_candidate():

@@ -9,6 +9,7 @@ validation samples, and the cheapest that is not shown to be worse than the best
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -188,6 +189,14 @@ class StopWhenHopeless(Callback):
 # ---- the candidates
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tried:
+    """Weights, and the log-probabilities (N, C) of the validation samples with them."""
+
+    weights: Weights
+    predictions: Tensor
+
+
 class Candidates:
     """What may be kept: each one's weights, and what it says of the validation samples.
 
@@ -227,14 +236,26 @@ class Candidates:
         """
         if not states:
             return
-        best = states[max(range(len(states)), key=lambda index: scores[index])]
+        order = sorted(range(len(states)), key=lambda index: -scores[index])
+        moments = [states[index] for index in order]
+        best = self._try(moments[0])
         self._add(TUNED, 1.0, best)
         for share in BLENDS:
-            self._add(f"blend {share:.0%}", share, interpolate(self._head, best, share), is_blend=True)
-        if len(states) > 1:
-            soup, members = greedy_soup(states, scores, self._accuracy)
-            if len(members) > 1:
-                self._add(f"{SOUP} of {len(members)}", 1.5, soup, is_blend=True)
+            blend = self._try_blend(interpolate(self._head, moments[0], share))
+            self._add(f"blend {share:.0%}", share, blend)
+        if len(moments) == 1:
+            return
+        soups: list[_Tried] = []
+
+        def accuracy(weights: Weights) -> float:
+            soups.append(self._try_blend(weights) if soups else best)  # the first is the best moment alone
+            predicted = soups[-1].predictions.argmax(dim=1)
+            return float((predicted == self._targets).double().mean())
+
+        _, members = greedy_soup(moments, [scores[index] for index in order], accuracy)
+        if len(members) > 1:
+            # One soup was tried for each moment; the one with the last member is what was kept.
+            self._add(f"{SOUP} of {len(members)}", 1.5, soups[members[-1]])
 
     def keep(self, name: str) -> None:
         """Give the model the weights of a candidate."""
@@ -244,20 +265,23 @@ class Candidates:
         """Give the log-probabilities (N, C) of a candidate."""
         return next(each.predictions for each in self.found if each.name == name)
 
-    def _add(self, name: str, cost: float, weights: Weights, *, is_blend: bool = False) -> None:
-        self._load(weights, is_blend=is_blend)
-        self.weights[name] = {key: value.detach().clone() for key, value in self._model.state_dict().items()}
-        self.found.append(Candidate(name, cost, self._predict()))
+    def _add(self, name: str, cost: float, tried: _Tried) -> None:
+        self.weights[name] = tried.weights
+        self.found.append(Candidate(name, cost, tried.predictions))
 
-    def _load(self, weights: Weights, *, is_blend: bool) -> None:
+    def _try(self, weights: Weights) -> _Tried:
         self._model.load_state_dict(weights)
-        if is_blend and self._renew_norms is not None:
-            self._renew_norms()
+        return self._tried()
 
-    def _accuracy(self, weights: Weights) -> float:
-        self._load(weights, is_blend=True)
-        predicted = self._predict().argmax(dim=1)
-        return float((predicted == self._targets).double().mean())
+    def _try_blend(self, weights: Weights) -> _Tried:
+        self._model.load_state_dict(weights)
+        if self._renew_norms is not None:
+            self._renew_norms()
+        return self._tried()
+
+    def _tried(self) -> _Tried:
+        weights = {key: value.detach().clone() for key, value in self._model.state_dict().items()}
+        return _Tried(weights, self._predict())
 
 
 def macro_f1(predictions: Tensor, targets: Tensor) -> float:
