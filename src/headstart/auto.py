@@ -38,7 +38,7 @@ BLENDS = (0.25, 0.5, 0.75)
 HEAD, TUNED, SOUP = "head alone", "fine-tuned", "soup"
 
 
-# ---- the head
+# ---- reading a loader
 
 
 class _Reader(LightningModule):
@@ -51,6 +51,17 @@ class _Reader(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         return self.network(inputs), targets
+
+
+def quiet_trainer(**settings: Any) -> Trainer:
+    """Give a trainer that writes no files, and shows nothing but what `settings` ask for.
+
+    Example:
+        >>> quiet_trainer(accelerator="cpu").loggers
+        []
+    """
+    settings = {"enable_progress_bar": False, **settings}
+    return Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, **settings)
 
 
 def outputs_of(
@@ -73,17 +84,12 @@ def outputs_of(
         >>> outputs.shape, targets.tolist()
         (torch.Size([3, 2]), [1, 1, 1])
     """
-    trainer = Trainer(
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        reuse_frozen=reuse,
-        **settings,
-    )
-    found = trainer.predict(_Reader(network), loader)
+    found = quiet_trainer(reuse_frozen=reuse, **settings).predict(_Reader(network), loader)
     outputs, targets = zip(*found, strict=True)
     return torch.cat([each.float().cpu() for each in outputs]), torch.cat([each.cpu() for each in targets])
+
+
+# ---- the head
 
 
 def fit_head(model: Classifier, features: Tensor, targets: Tensor, *, seed: int = 0) -> Probe:

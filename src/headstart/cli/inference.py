@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headstart.auto import quiet_trainer
 from headstart.callbacks import RichProgressBar
 from headstart.scores import Scores, confusion_matrix, score
-from headstart.trainer import Trainer
 
 if TYPE_CHECKING:
     from headstart.tasks import Classifier
 
 
-def probabilities_of(
-    model: Classifier,
-    loader: Any,
-    *,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-) -> torch.Tensor:
+def probabilities_of(model: Classifier, loader: Any, **settings: Any) -> torch.Tensor:
     """Give the probabilities (N, C) of all samples of a loader, on the CPU.
 
     A bar is drawn on standard error if that is a terminal; standard output stays free for results.
@@ -30,23 +23,12 @@ def probabilities_of(
     Args:
         model: The model.
         loader: Gives inputs, or inputs with targets, which are left out.
-        accelerator: As `Trainer` takes it.
-        devices: As `Trainer` takes it.
-        precision: As `Trainer` takes it.
+        **settings: `accelerator`, `devices` and `precision` of the `Trainer`.
     """
     if model.kind == "images":
         model.to(memory_format=torch.channels_last)  # as in fit, so that the same scores come out
-    bar = sys.stderr.isatty()
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=bar,
-        callbacks=[RichProgressBar(console_kwargs={"stderr": True})] if bar else None,
-    )
+    bar = [RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []
+    trainer = quiet_trainer(callbacks=bar, enable_progress_bar=bool(bar), **settings)
     outputs = trainer.predict(model, loader)
     return torch.cat([output["probabilities"].float().cpu() for output in outputs])
 
