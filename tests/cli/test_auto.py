@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 
@@ -11,6 +12,7 @@ import torch
 
 from headstart import auto
 from headstart.artefact import load_artefact, read_metadata
+from headstart.choice import choose, expected_optimism
 from headstart.cli import fit
 from headstart.errors import MisconfigurationError
 from headstart.plan import Phase, Plan
@@ -65,6 +67,33 @@ def test_the_artefact_holds_the_choice_and_the_calibration(finished, solar_cells
     before = logits * calibration["temperature"]
     loss = torch.nn.functional.cross_entropy(before, targets).item()
     assert loss == pytest.approx(kept["log_loss"]["value"], rel=1e-3)  # channels-last sums in another order
+
+
+@pytest.mark.parametrize("class_weights", ["balanced", "none"])
+def test_without_a_test_part_it_is_said_how_much_too_good_the_score_is(
+    solar_cells, tmp_path, capsys, monkeypatch, class_weights
+):
+    asked = {}
+
+    def choose_and_remember(candidates, targets, *, metric, seed):
+        asked.update(candidates=candidates, targets=targets, metric=metric, seed=seed)
+        return choose(candidates, targets, metric=metric, seed=seed)
+
+    monkeypatch.setattr("headstart.cli.auto.choose", choose_and_remember)
+    options = (*SMALL, "--test_fraction", "0", "--class_weights", class_weights)
+    assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
+    lines = " ".join(capsys.readouterr().out.split())
+    found = read_metadata(tmp_path / "run")["metrics"]["choice"]["expected_optimism"]
+    assert found == expected_optimism(**asked)
+    name = {"balanced": "macro-F1", "none": "accuracy"}[class_weights]
+    assert re.search(
+        rf"its {name} on them is expected to be too good by (no more than )?about {found:.3f}", lines
+    )
+
+
+def test_with_a_test_part_the_optimism_is_kept_and_not_printed(finished):
+    assert read_metadata(finished[0])["metrics"]["choice"]["expected_optimism"] >= 0
+    assert "is expected to be too good" not in " ".join(finished[1].split())
 
 
 def test_where_fine_tuning_ruins_the_model_the_head_alone_is_kept(solar_cells, tmp_path, capsys):

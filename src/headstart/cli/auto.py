@@ -13,7 +13,7 @@ from headstart import auto, freezing
 from headstart.blending import reestimate_batch_norms
 from headstart.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from headstart.checkpoint import read_checkpoint
-from headstart.choice import Choice, Metric, choose
+from headstart.choice import Choice, Metric, choose, expected_optimism
 from headstart.cli import output
 from headstart.cli.arguments import device_settings
 from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
@@ -213,6 +213,7 @@ def _choose(
     candidates.add_tuned(states, list(tuning.moments.values()))
     metric: Metric = "macro_f1" if options.class_weights == "balanced" else "accuracy"
     choice = choose(candidates.found, head.targets, metric=metric, seed=options.seed)
+    optimism = expected_optimism(candidates.found, head.targets, metric=metric, seed=options.seed)
     candidates.keep(choice.chosen)
     predictions = candidates.predictions_of(choice.chosen)
     calibration = auto.fold_in_temperature(model.head, predictions, head.targets)
@@ -233,19 +234,32 @@ def _choose(
             "accuracy": None if accuracy is None else accuracy.to_dict(),
             "num_folds": head.probe.num_folds,
         },
-        "choice": choice.to_dict(),
+        "choice": {**choice.to_dict(), "expected_optimism": optimism},
         "calibration": calibration.to_dict(),
     }
-    facts = _facts(head, tuning, choice, calibration, seconds=monotonic() - begun)
+    facts = _facts(
+        head,
+        tuning,
+        choice,
+        calibration,
+        seconds=monotonic() - begun,
+        optimism=optimism if data.test_set is None else None,  # the scores of a test part are what they are
+    )
     return Outcome(
         record=tuning.record, is_interrupted=False, metrics=metrics, facts=facts, candidates=candidates
     )
 
 
 def _facts(
-    head: _Head, tuning: _Tuning, choice: Choice, calibration: Calibration, *, seconds: float
+    head: _Head,
+    tuning: _Tuning,
+    choice: Choice,
+    calibration: Calibration,
+    *,
+    seconds: float,
+    optimism: float | None,
 ) -> list[tuple[str, str]]:
-    """Give the rows of the result's table."""
+    """Give the rows of the result's table; `optimism` is said where it is given."""
     probe = head.probe
     line = (
         f"fitted to its optimum, penalty strength C = {probe.strength:.3g}; {output.duration(head.seconds)}"
@@ -263,6 +277,10 @@ def _facts(
     if choice.chosen != choice.best:
         best = f"not shown to be worse than {choice.best}, {best}"
     line = f"{choice.chosen}: of {len(choice.candidates)} candidates {best}; {output.duration(seconds)}"
+    if optimism is not None and len(choice.candidates) > 1:
+        metric = {"macro_f1": "macro-F1", "log_loss": "log loss"}.get(choice.metric, choice.metric)
+        about = "about" if choice.chosen == choice.best else "no more than about"
+        line += f"\nas these samples chose it, its {metric} on them is expected to be too good by {about} {optimism:.3f}"
     facts.append(("kept", line))
     line = (
         f"temperature {calibration.temperature:.2f}: calibration error {calibration.ece_before:.3f} before, "

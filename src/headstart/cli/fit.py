@@ -393,7 +393,7 @@ def _test_and_report(
     tested = f"{scores.num_samples:,} samples held back from training"
     if not is_held_back:
         tested = (
-            f"{scores.num_samples:,} samples of validation, by which the best epoch was chosen: there is no test part, "
+            f"{scores.num_samples:,} samples of validation, by which the model was chosen: there is no test part, "
             "and these scores are too good"
         )
     rows = [
