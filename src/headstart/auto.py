@@ -67,7 +67,7 @@ def quiet_trainer(**settings: Any) -> Trainer:
 def outputs_of(
     network: nn.Module, loader: Any, *, reuse: Reuse | Literal[False] = False, **settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """Give what a network makes of all samples of a loader, on the CPU, and their targets.
+    """Give what a network makes of all samples of a loader, on the CPU, and their targets; of several processes all get all.
 
     Args:
         network: Takes the inputs; frozen, its work is done once where `reuse` is given.
@@ -84,9 +84,10 @@ def outputs_of(
         >>> outputs.shape, targets.tolist()
         (torch.Size([3, 2]), [1, 1, 1])
     """
-    found = quiet_trainer(reuse_frozen=reuse, **settings).predict(_Reader(network), loader)
-    outputs, targets = zip(*found, strict=True)
-    return torch.cat([each.float().cpu() for each in outputs]), torch.cat([each.cpu() for each in targets])
+    trainer = quiet_trainer(reuse_frozen=reuse, **settings)
+    found = trainer.predict(_Reader(network), loader)
+    outputs = trainer.strategy.in_order([output.float().cpu() for output, _ in found])
+    return outputs, trainer.strategy.in_order([targets.cpu() for _, targets in found])
 
 
 # ---- the head

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headstart.cli.options import FitOptions
+    from headstart.strategy import Strategy
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,22 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 def device_settings(options: argparse.Namespace | FitOptions) -> dict[str, Any]:
     """Give on what is computed, as the keyword arguments of `Trainer`."""
     return {"accelerator": options.accelerator, "devices": options.devices, "precision": options.precision}
+
+
+def meet(options: argparse.Namespace | FitOptions) -> Strategy:
+    """Give the strategy of a command, with the other processes met; where `--devices` asks for several, start them.
+
+    The first process alone writes files, and prints: what the others print goes nowhere.
+    """
+    from headstart.settings import choose_strategy
+
+    strategy = choose_strategy(
+        "auto", accelerator=options.accelerator, devices=options.devices, num_nodes=1, shares_loaders=True
+    )
+    strategy.connect()
+    if not strategy.is_global_zero:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+    return strategy
 
 
 def _positive(text: str) -> int:

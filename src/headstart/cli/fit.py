@@ -58,11 +58,13 @@ def run(arguments: list[str]) -> int:
 
 def _fit(request: Request) -> int:
     from headstart.cli import forgetting, output
+    from headstart.cli.arguments import meet
     from headstart.cli.run_folder import RunFolder
     from headstart.seed import seed_everything
 
     options = request.options
-    folder = RunFolder(options.out)
+    strategy = meet(options)
+    folder = RunFolder(options.out, is_ours=strategy.is_global_zero)
     folder.check(request)
     data = open_data(options)
     for line in data.prepare().report.lines():
@@ -73,6 +75,7 @@ def _fit(request: Request) -> int:
         folder.go_on(options, data)
     else:
         folder.begin(options, data)
+    strategy.barrier("the folder is there")
     print(
         f"Backbone {model.backbone.name}: {_num_parameters(model.backbone):,} parameters. RUN: {folder.path}",
         flush=True,
@@ -347,6 +350,8 @@ def _save(
     from headstart.artefact import save_artefact
     from headstart.data import TextTableData
 
+    if not folder.is_ours:
+        return
     found = data.report.to_dict()
     if isinstance(data, TextTableData):
         found |= {"text_columns": list(data.text_columns), "label_column": data.label_column}

@@ -30,7 +30,7 @@ def probabilities_of(model: Classifier, loader: Any, **settings: Any) -> torch.T
     bar = [RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []
     trainer = quiet_trainer(callbacks=bar, enable_progress_bar=bool(bar), **settings)
     outputs = trainer.predict(model, loader)
-    return torch.cat([output["probabilities"].float().cpu() for output in outputs])
+    return trainer.strategy.in_order([output["probabilities"].float().cpu() for output in outputs])
 
 
 def scores_of(model: Classifier, loader: Any, **settings: Any) -> Scores:

@@ -75,6 +75,9 @@ def _command(name: str, arguments: list[str]) -> int:
 
 
 def _with_clean_errors(name: str, arguments: list[str], *, debug: bool) -> int:
+    if name != "fit" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(f"headstart {name} runs in one process: start it without torchrun.", file=sys.stderr)
+        return 1
     try:
         return _command(name, [argument for argument in arguments if argument != "--debug"])
     except HeadstartError as error:

@@ -25,10 +25,12 @@ class RunFolder:
 
     Args:
         path: Where it is, or will be.
+        is_ours: Whether this process writes to it: of several, the first.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, is_ours: bool = True) -> None:
         self.path = Path(path)
+        self.is_ours = is_ours
 
     @property
     def best_checkpoint(self) -> Path:
@@ -56,7 +58,7 @@ class RunFolder:
         Raises:
             MisconfigurationError: If something is there already, or `--overwrite` would delete more than a run.
         """
-        if not self.path.exists() or request.resume:
+        if not self.is_ours or not self.path.exists() or request.resume:
             return
         if not self.path.is_dir():
             raise MisconfigurationError(f"--out {self.path} is a file. Give a folder, which will be made.")
@@ -80,6 +82,8 @@ class RunFolder:
 
     def begin(self, options: FitOptions, data: Any) -> None:
         """Make the folder, empty but for the options and what was found in the data."""
+        if not self.is_ours:
+            return
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
@@ -94,6 +98,8 @@ class RunFolder:
         Raises:
             DataError: If a part of the data has changed.
         """
+        if not self.is_ours:
+            return
         before = json.loads((self.path / "data.json").read_text(encoding="utf-8", errors="surrogateescape"))
         now, sizes_then = digests(data), before["report"]["part_sizes"]
         changed = [

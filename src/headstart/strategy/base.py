@@ -142,6 +142,14 @@ class Strategy(ABC):
         """Give every process's value, which can be pickled, in the order of the processes."""
         return [value]
 
+    def in_order(self, batches: list[torch.Tensor]) -> torch.Tensor:
+        """Give the rows of all processes, (N, ...), in the order of the loader that `prepare_loader` shared out.
+
+        Args:
+            batches: What this process has, a tensor for each of its batches, on the CPU.
+        """
+        return torch.cat(batches)
+
     @abstractmethod
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002 (the field's name)
         """Whether all (or any) of the processes decided so."""

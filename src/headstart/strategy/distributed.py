@@ -177,6 +177,14 @@ class DistributedStrategy(Strategy):
         dist.all_gather_object(found, value)
         return found
 
+    def in_order(self, batches: list[Tensor]) -> Tensor:
+        """Give the rows of all processes in the order of the loader that was shared out, row by row."""
+        parts = [torch.cat(each) for each in self.gather_objects(batches) if each]
+        rows = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+        for rank, part in enumerate(parts):
+            rows[rank :: self.world_size] = part
+        return rows
+
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002
         """Whether all (or any) of the processes decided so."""
         number = self.reduce(torch.tensor(int(decision)), "min" if all else "max")
