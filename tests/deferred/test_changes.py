@@ -1567,6 +1567,23 @@ def test_a_second_process_uses_what_the_first_has_kept_where_all_is_the_same(tmp
     assert "computed 20" in found
 
 
+def test_two_equal_data_sets_have_their_values_in_common_and_one_may_change(tmp_path):
+    x = points().tensors[0]
+    backbone = Net().backbone
+    reuse = new_reuse(directory=tmp_path)
+    first, second = (DataLoader(TensorDataset(x.clone()), batch_size=5) for _ in range(2))
+
+    def features(loader):
+        return torch.cat([real_values(backbone(x)) for (x,) in reuse.batches(loader)])
+
+    features(first)
+    features(second)
+    assert reuse.report().num_computed == len(x) + 5  # the first batch, which is compared with what was kept
+    first.dataset.tensors[0].add_(1)
+    assert torch.allclose(features(first), backbone(x + 1), rtol=0, atol=TOLERANCE)
+    assert torch.allclose(features(second), backbone(x), rtol=0, atol=TOLERANCE)
+
+
 # ---- padding
 
 

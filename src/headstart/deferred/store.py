@@ -78,6 +78,7 @@ disk_limit: raise memory_limit or disk_limit.
     ) -> None:
         self.refusal = ""
         self._columns: dict[str, Column] = {}
+        self._num_users: dict[str, int] = {}  # equal data sets, or equal networks, ask for the same column
         self._ragged: dict[str, RaggedColumn] = {}
         self._work: dict[str, Path] = {}  # the files of columns that are not saved as they are now, by key
         self._note = _warn if on_note is None else on_note
@@ -128,6 +129,7 @@ disk_limit: raise memory_limit or disk_limit.
         column = self._columns.get(key)
         if column is not None:
             assert column.layout == layout, f"{key!r} is in use with another layout"
+            self._num_users[key] += 1
             return column
         if self._directory is not None and not key.startswith("~") and layout.nbytes > 0:
             column = self._open_saved(self._directory, key, layout) or self._begin_kept(key, layout)
@@ -138,6 +140,7 @@ disk_limit: raise memory_limit or disk_limit.
                 return None
             column = Column(layout, as_rows(found[0], dtype, layout.rows), place=found[1])
         self._columns[key] = column
+        self._num_users[key] = 1
         return column
 
     def ragged(
@@ -170,9 +173,15 @@ disk_limit: raise memory_limit or disk_limit.
         return column
 
     def drop(self, column: Column | RaggedColumn) -> None:
-        """Give the room of a column back, which cannot be used afterwards. What was saved of it stays saved."""
+        """Give the room of a column back, unless it was asked for more often than it was dropped.
+
+        It cannot be used afterwards. What was saved of it stays saved.
+        """
         self._ragged = {key: each for key, each in self._ragged.items() if each is not column}
         for key in [key for key, each in self._columns.items() if each is column]:
+            self._num_users[key] -= 1
+            if self._num_users[key]:
+                return
             del self._columns[key]
             self._discard(key)
         column.release()
@@ -201,6 +210,7 @@ disk_limit: raise memory_limit or disk_limit.
     def close(self) -> None:
         """Save, and give all room back. The columns cannot be used afterwards."""
         self.save()
+        self._num_users = dict.fromkeys(self._num_users, 1)
         for column in self._all():
             self.drop(column)
 
