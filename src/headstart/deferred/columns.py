@@ -70,11 +70,14 @@ class Column:
         rows: Where they are kept: (N, *shape), or (N, H, W, C) for `channels_last`.
         place: Where `rows` lies.
         filled: Which rows are there, (N,) bool; `None`: none.
+        is_shared: `rows` and `filled` are mapped by other processes too, which put rows into them: never is a row taken
+            out again, and a row is written before it is said to be there.
         renew: Gives room for a copy of `rows`, or `None` where there is none. `put` asks for it where `rows` is a saved
             file, which others may have mapped too.
 
     Attributes:
         is_saved: `rows` is a saved file, and is never written.
+        is_shared: As it was given.
         is_broken: There was no room for the copy that `put` needed. The rows that are there stay; `put` takes no more.
 
     Example:
@@ -96,6 +99,7 @@ class Column:
         *,
         place: Place = "memory",
         filled: Tensor | None = None,
+        is_shared: bool = False,
         renew: Callable[[], Tensor | None] | None = None,
     ) -> None:
         self.layout = layout
@@ -104,18 +108,28 @@ class Column:
         self.dtype = layout.dtype
         self.nbytes = layout.nbytes
         self.place: Place = place
-        self.is_saved = filled is not None
+        self.is_shared = is_shared
+        self.is_saved = filled is not None and not is_shared
         self.is_broken = False
         self._rows = rows
         self._renew = renew
         with torch.inference_mode(mode=False):  # else it could not be written outside of inference mode
             self.filled = torch.zeros(self.num_samples, dtype=torch.bool) if filled is None else filled
-        self.num_filled = int(self.filled.sum())
+        self._first_gap = 0  # all rows before it are there
+
+    @property
+    def num_filled(self) -> int:
+        """How many rows are there. They are counted anew, for other processes may have put some."""
+        return int(self.filled.count_nonzero())
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row is there."""
-        return self.num_filled == self.num_samples
+        """Whether every row is there. What is there stays there, so each flag is passed once in all calls."""
+        if self._first_gap < self.num_samples:
+            rest = self.filled[self._first_gap :].numpy()
+            step = int(rest.argmin())  # the first that is False; 0 where all are True
+            self._first_gap = self.num_samples if rest[step] else self._first_gap + step
+        return self._first_gap == self.num_samples
 
     def nbytes_in(self, place: Place) -> int:
         """Give the bytes that lie in `place`."""
@@ -164,9 +178,7 @@ class Column:
         if self.layout.channels_last:
             values = values.permute(0, 2, 3, 1)
         self._rows.index_copy_(0, ids, values)
-        num_new = len(torch.unique(ids[~self.filled.index_select(0, ids)]))
-        self.filled.index_fill_(0, ids, 1)
-        self.num_filled += num_new
+        self.filled.index_fill_(0, ids, 1)  # after the rows: another process may look at any moment
         return True
 
     def _leave_saved_file(self) -> bool:
@@ -177,6 +189,12 @@ class Column:
         self._rows = copy.copy_(self._rows)
         self.is_saved = False
         return True
+
+    def copy_to(self, rows: Tensor) -> Tensor:
+        """Copy all rows to other room; give which of them are there, (N,) bool, and were when the copy began."""
+        filled = self.filled.clone()  # before the rows: what is put meanwhile is copied in part
+        rows.copy_(self._rows)
+        return filled
 
     def release(self) -> None:
         """Give the room of the rows back. The column cannot be used afterwards."""

@@ -366,8 +366,13 @@ def _as_they_are(indices: list[Any]) -> list[Any]:
 
 
 def is_foreseeable(loader: DataLoader[Any]) -> bool:
-    """Whether the order of an epoch is fixed when it begins, so that its batches may be looked at ahead."""
+    """Whether the order of an epoch is fixed when it begins, so that its batches may be looked at ahead.
+
+    A batch sampler of another make may say so by an attribute `is_foreseeable` that is True.
+    """
     sampler = loader.batch_sampler
+    if getattr(sampler, "is_foreseeable", None) is True:
+        return True
     return type(sampler) is BatchSampler and type(sampler.sampler) in FORESEEABLE
 
 
