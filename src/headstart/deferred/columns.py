@@ -127,8 +127,10 @@ class Column:
         """Whether every row is there. What is there stays there, so each flag is passed once in all calls."""
         if self._first_gap < self.num_samples:
             rest = self.filled[self._first_gap :].numpy()
-            step = int(rest.argmin())  # the first that is False; 0 where all are True
-            self._first_gap = self.num_samples if rest[step] else self._first_gap + step
+            # Looked at before the others, which another process may be filling: so the first gap after it is found, or 0
+            # where there is none.
+            if rest[0]:
+                self._first_gap += int(rest.argmin()) or len(rest)
         return self._first_gap == self.num_samples
 
     def nbytes_in(self, place: Place) -> int:

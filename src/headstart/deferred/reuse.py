@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from headstart.deferred.exchange import Group
+
 ReuseSetting = Literal["auto", "exact"]
 
 # Batches that are computed together with the one that is asked for, at most.
@@ -188,6 +190,45 @@ class Reuse:
             if not each.is_unchanged_inside():
                 self._renew(each)
 
+    def share(self, directory: str | Path, *, is_first: bool, num_processes: int = 1) -> None:
+        """Compute a sample once in all processes of a job on this machine, which train on a share of the samples each.
+
+        Every process calls this, before its first batch. Afterwards one finds what another has computed, in the same epoch or
+        a later one. Each must read the same data set, whole: the shares are made by samplers. Memory and disk limits are
+        those of the machine.
+
+        Args:
+            directory: The same for all of them, and for no other job: `headstart.deferred.shared.new_directory` makes
+                one. It is removed when the last process has closed or ended.
+            is_first: Whether this process saves for later runs: one of them does.
+            num_processes: Of the job on this machine.
+
+        Raises:
+            MisconfigurationError: If batches were given before, or it was called before.
+            OSError: If the directory cannot be made.
+        """
+        if self._sources or self._store.is_shared:
+            raise MisconfigurationError(
+                "share() came after "
+                + ("the first batches" if self._sources else "another share()")
+                + "; expected one call, before the first pass over a loader. Make a new Reuse for another job."
+            )
+        self._store.share(directory, is_first=is_first, num_processes=num_processes)
+
+    def exchange(self, group: Group) -> int:
+        """Bring what each machine has computed to all others: between two passes, in the first process of every machine.
+
+        The other processes of a machine see it at once; they must not begin the next pass before this ends, or they compute
+        some of it again. Without it, each machine computes what its own processes meet.
+
+        Args:
+            group: The first processes, which must all have called `share`.
+
+        Returns:
+            How many rows this machine received.
+        """
+        return self._store.exchange(group)
+
     def report(self) -> Report:
         """Give what was computed, looked up and saved so far."""
         return self._report
@@ -272,7 +313,8 @@ class Reuse:
         return False
 
     def _key_of(self, expression: Expression, batch: Batch) -> str:
-        key = portable_key(expression, batch.source, setting=self._how) if self._is_kept else None
+        has_name = self._is_kept or self._store.is_shared
+        key = portable_key(expression, batch.source, setting=self._how) if has_name else None
         return key or f"~{id(expression)}"
 
     # ---- batches

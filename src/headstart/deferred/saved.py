@@ -71,7 +71,7 @@ def create(directory: Path, key: str, layout: Layout) -> tuple[Path, Tensor]:
             }
             np.lib.format.write_array_header_1_0(file, header)
             offset = file.tell()
-            _reserve(file, offset + layout.nbytes)
+            reserve(file, offset + layout.nbytes)
             return path, _map(file, layout, offset, "r+")
     except BaseException:
         path.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def temporary(directory: Path | None, nbytes: int) -> Tensor:
         OSError: If the disk has no room for all of it, now or later.
     """
     with tempfile.TemporaryFile(dir=directory) as file:
-        _reserve(file, nbytes)
+        reserve(file, nbytes)
         return _map(file, Layout(nbytes, (), torch.uint8), 0, "r+")
 
 
@@ -239,7 +239,7 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _reserve(file: IO[bytes], nbytes: int) -> None:
+def reserve(file: IO[bytes], nbytes: int) -> None:
     """Make the file so large that a full disk shows here, and not as a crash when a mapped page is written."""
     file.flush()
     if hasattr(os, "posix_fallocate"):

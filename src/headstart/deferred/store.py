@@ -1,4 +1,4 @@
-"""The room that per-sample values may take: in memory, in files, and in a directory that is kept from run to run.
+"""The room that per-sample values may take: in memory or in files, which may be kept for other runs or shared by processes.
 
 Reads nothing of networks: a key names the values, and whoever makes the key sees to it that equal keys mean equal
 values.
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from headstart.deferred import saved
 from headstart.deferred.columns import Column, Layout, Place, RaggedColumn, as_rows
+from headstart.deferred.exchange import Group, exchange
+from headstart.deferred.shared import SharedDirectory
 
 DIRECTORY_LIMIT = 20_000_000_000  # bytes
 
@@ -37,6 +39,9 @@ class Store:
     A file that cannot be made or written (the disk is full) costs what was to be in it and nothing else: a note says
     so, and this store makes no further files. A column that was half filled by an earlier run is copied when it is
     added to; without room for the copy it `is_broken`: `put` gives False, and the rows that are there stay.
+
+    After `share`, the columns that could be kept lie in files that all processes of a job on this machine map, whether there
+    is a `directory` or not.
 
     Not for use from two threads at once. Two processes may share a directory: each fills its own files, and what was
     saved last is what later runs find.
@@ -89,10 +94,66 @@ disk_limit: raise memory_limit or disk_limit.
             saved.remove_abandoned(self._directory)
             saved.make_room(self._directory, self._directory_limit, in_use=set())
         self._memory_limit = _available_memory() // 4 if memory_limit is None else memory_limit
+        self._measures_disk = disk_limit is None
         if disk_limit is None:
-            disk_limit = shutil.disk_usage(self._directory or tempfile.gettempdir()).free // 2
+            disk_limit = _free_disk(self._directory or tempfile.gettempdir()) // 2
         self._disk_limit = disk_limit
+        self._shared: SharedDirectory | None = None
+        self._num_processes = 1
+        self._saves = True  # whether this process writes to `directory`
+        self._num_saved: dict[str, int] = {}  # how many rows of each shared column this process has saved
         weakref.finalize(self, _remove, self._work, os.getpid())
+
+    def share(self, directory: str | Path, *, is_first: bool, num_processes: int = 1) -> None:
+        """Have columns in common with the other processes of a job on this machine; before there is a column.
+
+        The limits are those of the machine from now on, the ones of whichever process calls this first: a column in
+        common counts once, and one that each process has for itself `num_processes` times.
+
+        Args:
+            directory: See `SharedDirectory`.
+            is_first: Whether this process saves for later runs: one of them does.
+            num_processes: Of the job on this machine.
+
+        Raises:
+            OSError: If the directory cannot be made.
+        """
+        assert self._shared is None, "columns are shared once"
+        assert not self._all(), "columns are shared from the start, or not at all"
+        self._shared = SharedDirectory(Path(directory))
+        self._saves = is_first
+        self._num_processes = num_processes
+        if self._measures_disk:
+            self._disk_limit = _free_disk(directory) // 2
+        limits = [self._memory_limit, self._disk_limit]
+        self._memory_limit, self._disk_limit = self._shared.agree("limits", limits)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether columns are in common with other processes."""
+        return self._shared is not None
+
+    def agree(self, column: Column | RaggedColumn, *, answer: bool) -> bool:
+        """Give the answer of the first of the processes that have this column in common: all should do the same with it."""
+        key = next((key for key, each in self._columns.items() if each is column), "~")
+        if self._shared is not None and not key.startswith("~"):
+            with suppress(OSError):
+                return bool(self._shared.agree(saved.stem(key), answer))
+        return answer
+
+    def exchange(self, group: Group) -> int:
+        """Give the first process of every machine the rows that any machine has; they all call this at the same time.
+
+        Only columns whose key means the same everywhere take part, that is none without `share`.
+
+        Args:
+            group: The first processes.
+
+        Returns:
+            How many rows were received. The other processes of this machine find them too.
+        """
+        named = {key: each for key, each in self._columns.items() if not key.startswith("~")}
+        return exchange(named if self.is_shared else {}, group)
 
     @property
     def nbytes_memory(self) -> int:
@@ -131,8 +192,11 @@ disk_limit: raise memory_limit or disk_limit.
             assert column.layout == layout, f"{key!r} is in use with another layout"
             self._num_users[key] += 1
             return column
-        if self._directory is not None and not key.startswith("~") and layout.nbytes > 0:
-            column = self._open_saved(self._directory, key, layout) or self._begin_kept(key, layout)
+        if not key.startswith("~") and layout.nbytes > 0:
+            if self._shared is not None:
+                column = self._open_shared(self._shared, key, layout)
+            elif self._directory is not None:
+                column = self._open_saved(key, layout) or self._begin_kept(key, layout)
         if column is None:
             found = self._allocate(layout.nbytes)
             if found is None:
@@ -165,7 +229,7 @@ disk_limit: raise memory_limit or disk_limit.
             assert (column.num_samples, column.rest, column.dtype) == (num_samples, tuple(rest), dtype), key
             return column
         table = 12 * num_samples  # bytes: an int64 and an int32 each
-        if table > self._room("memory"):
+        if table * self._num_processes > self._room("memory"):
             self._refuse(num_samples, table)
             return None
         column = RaggedColumn(num_samples, tuple(rest), dtype=dtype, allocate=self._allocate)
@@ -184,6 +248,9 @@ disk_limit: raise memory_limit or disk_limit.
                 return
             del self._columns[key]
             self._discard(key)
+            self._num_saved.pop(key, None)
+            if isinstance(column, Column) and column.is_shared and self._shared is not None:
+                self._shared.let_go(key, column.layout)
         column.release()
 
     def save(self) -> None:
@@ -196,23 +263,23 @@ disk_limit: raise memory_limit or disk_limit.
             if column.num_filled == 0:
                 continue
             column.is_saved = True  # before others can see the file: `put` writes a copy from now on
-            try:
-                saved.commit(work, key, column.layout, column.filled)
-                del self._work[key]
-            except OSError as error:
-                self._note(
-                    f"{work}: {key!r} could not be saved, it is computed again by the next run: {error}"
-                )
-                self._discard(key)
-        if self._directory is not None:
+            self._commit(work, key, column.layout, column.filled)
+        if self._directory is not None and self._saves:
+            self._save_shared()
             saved.make_room(self._directory, self._directory_limit, self._in_use())
 
     def close(self) -> None:
-        """Save, and give all room back. The columns cannot be used afterwards."""
+        """Save, and give all room back. The columns cannot be used afterwards.
+
+        Of processes that share columns, the first saves what is there at this moment.
+        """
         self.save()
         self._num_users = dict.fromkeys(self._num_users, 1)
         for column in self._all():
             self.drop(column)
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
     def __enter__(self) -> Self:
         return self
@@ -222,18 +289,61 @@ disk_limit: raise memory_limit or disk_limit.
 
     # ---- where a column lies
 
-    def _open_saved(self, directory: Path, key: str, layout: Layout) -> Column | None:
+    def _open_shared(self, directory: SharedDirectory, key: str, layout: Layout) -> Column | None:
+        """Give the column that the others have too; or one that is saved and complete, which all can read; or begin it."""
         try:
-            found = saved.read(directory, key, layout)
+            found = directory.open(key, layout)
+            if found is None:
+                kept = self._read_saved(key, layout)
+                if kept is not None and bool(kept[1].all()):
+                    return Column(layout, kept[0], place="disk", filled=kept[1])
+                if layout.nbytes > self._room("disk"):
+                    self._note(
+                        f"{directory.path}: {_size(layout.nbytes)} for {key!r} are not shared by the processes, "
+                        f"{_size(self._room('disk'))} are left of disk_limit: raise it."
+                    )
+                    return None
+                found = directory.make(key, layout, kept)
+        except OSError as error:
+            self._give_up_disk(layout.nbytes, error)
+            return None
+        return Column(layout, found[0], place="disk", filled=found[1], is_shared=True)
+
+    def _save_shared(self) -> None:
+        """Save copies of what was put since the last time: others go on with the rows themselves."""
+        for key, column in self._columns.items():
+            if not column.is_shared or column.num_filled == self._num_saved.get(key, 0):
+                continue
+            rows = self._work_file(key, column.layout, is_copy=key in self._num_saved)
+            if rows is not None:
+                filled = column.copy_to(rows)
+                self._num_saved[key] = int(filled.count_nonzero())
+                self._commit(self._work[key], key, column.layout, filled)
+
+    def _commit(self, work: Path, key: str, layout: Layout, filled: Tensor) -> None:
+        try:
+            saved.commit(work, key, layout, filled)
+            del self._work[key]
+        except OSError as error:
+            self._note(f"{work}: {key!r} could not be saved, it is computed again by the next run: {error}")
+            self._discard(key)
+
+    def _read_saved(self, key: str, layout: Layout) -> tuple[Tensor, Tensor] | None:
+        if self._directory is None:
+            return None
+        try:
+            return saved.read(self._directory, key, layout)
         except (ValueError, OSError) as error:
-            path = directory / f"{saved.stem(key)}.json"
+            path = self._directory / f"{saved.stem(key)}.json"
             self._note(f"{path} is not used, its values are computed again: {error}")
             return None
+
+    def _open_saved(self, key: str, layout: Layout) -> Column | None:
+        found = self._read_saved(key, layout)
         if found is None:
             return None
-        return Column(
-            layout, found[0], place="disk", filled=found[1], renew=partial(self._work_file, key, layout)
-        )
+        renew = partial(self._work_file, key, layout, is_copy=True)
+        return Column(layout, found[0], place="disk", filled=found[1], renew=renew)
 
     def _begin_kept(self, key: str, layout: Layout) -> Column | None:
         if layout.nbytes > self._room("disk"):
@@ -242,14 +352,15 @@ disk_limit: raise memory_limit or disk_limit.
                 "left of disk_limit: raise it."
             )
             return None
-        rows = self._work_file(key, layout)
+        rows = self._work_file(key, layout, is_copy=False)
         if rows is None:
             return None
-        return Column(layout, rows, place="disk", renew=partial(self._work_file, key, layout))
+        renew = partial(self._work_file, key, layout, is_copy=True)
+        return Column(layout, rows, place="disk", renew=renew)
 
-    def _work_file(self, key: str, layout: Layout) -> Tensor | None:
+    def _work_file(self, key: str, layout: Layout, *, is_copy: bool) -> Tensor | None:
+        """Give room for rows in `directory`; a copy will take the place of the saved file, which is counted."""
         assert self._directory is not None
-        is_copy = key in self._columns  # it will take the place of the saved file, which is counted
         room = self._directory_limit - layout.nbytes
         if not is_copy and not saved.make_room(self._directory, room, self._in_use()):
             self._note(
@@ -266,10 +377,11 @@ disk_limit: raise memory_limit or disk_limit.
 
     def _allocate(self, nbytes: int) -> tuple[Tensor, Place] | None:
         """Give so many bytes, (n,) uint8, in memory or in a temporary file; `None` where neither has room."""
-        if nbytes <= self._room("memory") or nbytes == 0:
+        in_all = nbytes * self._num_processes
+        if in_all <= self._room("memory"):
             with torch.inference_mode(mode=False):  # else it could not be written outside of inference mode
                 return torch.empty(nbytes, dtype=torch.uint8), "memory"
-        if nbytes <= self._room("disk"):
+        if in_all <= self._room("disk"):
             try:
                 return saved.temporary(self._directory, nbytes), "disk"
             except OSError as error:
@@ -282,15 +394,21 @@ disk_limit: raise memory_limit or disk_limit.
         self._disk_limit = 0
 
     def _refuse(self, num_samples: int, nbytes: int) -> None:
+        each = f" in each of {self._num_processes} processes" if self._num_processes > 1 else ""
         self.refusal = (
-            f"{num_samples} samples need {_size(nbytes)}, but {_size(self._room('memory'))} are left of the "
+            f"{num_samples} samples need {_size(nbytes)}{each}, but {_size(self._room('memory'))} are left of the "
             f"{_size(self._memory_limit)} of memory_limit and {_size(self._room('disk'))} of the "
             f"{_size(self._disk_limit)} of disk_limit: raise memory_limit or disk_limit."
         )
 
     def _room(self, place: Place) -> int:
         limit = self._memory_limit if place == "memory" else self._disk_limit
-        return max(0, limit - self._nbytes(place))
+        in_common, own = 0, 0
+        for column in self._all():
+            is_common = isinstance(column, Column) and (column.is_shared or column.is_saved)
+            in_common += column.nbytes_in(place) if is_common else 0
+            own += 0 if is_common else column.nbytes_in(place)
+        return max(0, limit - in_common - own * self._num_processes)
 
     def _nbytes(self, place: Place) -> int:
         return sum(column.nbytes_in(place) for column in self._all())
@@ -317,6 +435,10 @@ def _remove(work: dict[str, Path], pid: int) -> None:
         for path in work.values():
             with suppress(OSError):
                 path.unlink()
+
+
+def _free_disk(place: str | Path) -> int:
+    return shutil.disk_usage(place).free
 
 
 def _available_memory() -> int:

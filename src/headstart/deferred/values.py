@@ -340,6 +340,17 @@ class Values:
             held.witness = self._store.column(
                 f"{key}/witness", num_samples=num_samples, shape=(), dtype=torch.int64
             )
+        if held.column is not None and held.has_module and self._store.is_shared:
+            self._say_if_private(expression, held, is_named=not key.startswith("~"))
+
+    def _say_if_private(self, expression: Expression, held: Held, *, is_named: bool) -> None:
+        if held.length_of is not None or held.witness is not None:
+            why = "its values depend on how batches are padded, or on other tensors"
+        elif not is_named:
+            why = "its network, its data set or a function in it has no content that is certain"
+        else:
+            return
+        self._say(f"{_name(expression)} is computed once in each process, and not in all: {why}.")
 
     def _take_up(self, expression: Expression, held: Held, value: Tensor, batch: Batch) -> None:
         """Store the first values; or compare them with those that another run has kept."""
@@ -363,7 +374,7 @@ class Values:
         reading = (time.perf_counter() - begun) / batch.size
         column = held.column
         assert column is not None
-        if held.seconds < reading * self._min_gain:
+        if not self._store.agree(column, answer=held.seconds >= reading * self._min_gain):
             self._give_up(held)
             self._say(
                 f"{_name(expression)} is computed in every epoch: that takes {_microseconds(held.seconds)} a sample, and "
@@ -375,6 +386,7 @@ class Values:
             batch.part(rows).value(expression)
         held.flops = counter.get_total_flops() // len(rows)
         where = "in memory" if column.place == "memory" else "on disk"
+        where += ", for all processes" if isinstance(column, Column) and column.is_shared else ""
         size = (
             "as long as the samples are" if held.length_of is not None else f"{column.nbytes / 1e6:,.1f} MB"
         )
@@ -488,8 +500,9 @@ class Values:
         wanted = {expression: held}
         for each in batch.source.targets:
             other = self.held.get(each)
-            is_simple = other is not None and isinstance(other.column, Column) and other.witness is None
-            if other is not None and is_simple and _is_current(each):
+            if other is None or other.witness is not None or not isinstance(other.column, Column):
+                continue
+            if not other.column.is_complete and _is_current(each):
                 wanted[each] = other
         setting = held.setting or Setting(batch.size)
         random_state = capture_random_state()
