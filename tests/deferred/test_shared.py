@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, TensorDataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from headstart.deferred import Reuse, real_values
 from headstart.deferred.columns import Column, Layout
@@ -140,6 +141,42 @@ def test_every_sample_is_computed_once_in_all_processes(tmp_path, size, setting)
     assert sum(num_computed for num_computed, _ in found) == SAMPLES
     assert all(num_computed > 0 for num_computed, _ in found)
     assert any("stored on disk, for all processes" in line for line in found[0][1])
+
+
+@pytest.mark.slow
+def test_under_distributed_data_parallel_the_losses_are_the_plain_ones_and_a_sample_is_computed_once(
+    tmp_path,
+):
+    """Nothing but the reduction of gradients holds the processes together."""
+    shared = new_directory(tmp_path)
+
+    def run(rank, is_plain):
+        Gloo(rank, 2, tmp_path / f"rendezvous {is_plain}")
+        net, data = Net(), points()
+        net.add_module("head", nn.Linear(8, 1))
+        net.forward = lambda x: net.head(net.backbone(x))
+        wrapped = DistributedDataParallel(net)
+        optimizer = torch.optim.SGD(net.head.parameters(), lr=0.1)
+        sampler = DistributedSampler(data, 2, rank)
+        loader = DataLoader(data, batch_size=4, sampler=sampler)
+        reuse, losses = Reuse(net, min_gain=0, say=lambda line: None), []
+        reuse.share(shared, is_first=rank == 0, num_processes=2)
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            for (x,) in loader if is_plain else reuse.batches(loader):
+                optimizer.zero_grad()
+                loss = (wrapped(x) - 1).square().mean()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        reuse.close()
+        torch.distributed.destroy_process_group()
+        return losses, reuse.report().num_computed
+
+    plain, reused = in_processes(2, run, True), in_processes(2, run, False)
+    for (losses, _), (expected, _) in zip(reused, plain, strict=True):
+        assert losses == pytest.approx(expected, rel=1e-4)  # small losses, of features that differ by 1e-5
+    assert sum(num_computed for _, num_computed in reused) == SAMPLES
 
 
 def test_processes_that_read_in_workers_share_and_clean_up_too(tmp_path):

@@ -18,6 +18,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -37,7 +38,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # Samplers that draw all their randomness when an epoch begins, so that looking ahead changes nothing.
-FORESEEABLE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
+FORESEEABLE = (
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    DistributedSampler,
+)
 
 
 # How deep, and in containers of how many elements, the generators of a data set are looked for.
