@@ -119,6 +119,7 @@ def _train_epoch(trainer: Trainer) -> None:
                 if trainer.may_stop_within_epoch():
                     break
         progress.stage = "epoch_end"
+        trainer.exchange_frozen_work()
         trainer.strategy.agree_on_statistics(trainer.lightning_module)
         logbook.complete_training()
         hooks("on_train_epoch_end")
@@ -394,6 +395,7 @@ def evaluate(
                 hooks.current = ""
                 hooks(f"on_{kind}_batch_end", output, batch, batch_idx, *tail)
                 logbook.close_evaluation_step()
+        trainer.exchange_frozen_work()
         logbook.complete_evaluation()
         hooks(f"on_{kind}_epoch_end")
         summary = logbook.close_evaluation()
@@ -429,6 +431,7 @@ def predict(trainer: Trainer, all_loaders: list[Any], limits: Sequence[float | N
                 hooks("on_predict_batch_end", output, batch, batch_idx, *tail)
                 if keep:
                     predictions[loader_idx].append(output)
+        trainer.exchange_frozen_work()
         hooks("on_predict_epoch_end")
         hooks("on_predict_end")
     if not keep:

@@ -422,6 +422,7 @@ class Trainer:
         self.strategy.setup(model)
         self.strategy.agree(model)
         if self.reuse is not None:
+            self.strategy.share_frozen_work(self.reuse)
             self.reuse.watch(model)
 
     def _each_data_hook(self, name: str, stage: str) -> None:
@@ -798,6 +799,11 @@ class Trainer:
             freezing.establish_modes(module, only_frozen=True)
         for config in self.lr_scheduler_configs:
             sync_scheduler(config.scheduler)
+
+    def exchange_frozen_work(self) -> None:
+        """Between two passes over a loader: bring what each machine has computed to the others."""
+        if self.reuse is not None:
+            self.strategy.exchange_frozen_work(self.reuse)
 
     def compare_processes(self) -> None:
         """Where the strategy `checks`: see at an epoch's end that all processes hold the same.

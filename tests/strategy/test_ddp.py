@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,42 @@ def test_a_checkpoint_of_several_processes_goes_on_in_one(run, quiet_trainer):
         trainer.fit(Net(dropout=0.3), loader(num_samples, batch_size=4 * run.size), ckpt_path=path)
     assert trainer.current_epoch == 2
     assert trainer.global_step == 6
+
+
+# ---- frozen work
+
+
+def check_that_frozen_work_is_done_once(found, *, num_processes):
+    per_step = 2 * num_processes
+    num_padded = -60 % per_step and max(0, num_processes - 60 % per_step)  # steps on another's sample
+    assert found["computed"] == 60
+    assert found["computed"] + found["looked up"] == 3 * (60 + num_padded)
+    assert found["weights"] < ROUNDING
+    assert found["ranks"] == 0.0
+
+
+def test_a_samples_frozen_work_is_done_once_in_all_processes(run):
+    check_that_frozen_work_is_done_once(run("frozen_work_is_done_once"), num_processes=run.size)
+
+
+def test_a_samples_frozen_work_is_done_once_on_all_machines(tmp_path):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", f"--node_rank={node}",
+                "--master_addr=127.0.0.1", f"--master_port={port}", str(WORKER), str(tmp_path), "frozen_work",
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)[-3000:]
+    found = json.loads((tmp_path / "results.json").read_text())["frozen_work_is_done_once"]
+    check_that_frozen_work_is_done_once(found["result"], num_processes=4)
 
 
 # ---- weights in parts

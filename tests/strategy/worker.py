@@ -23,6 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from headstart import Callback, LightningModule, Trainer, seed_everything
 from headstart.callbacks import BackboneFinetuning, BaseFinetuning, EarlyStopping, ModelCheckpoint
+from headstart.deferred import Reuse
 from headstart.errors import HeadstartError
 from headstart.plans import PLANS, named_plan
 from headstart.strategy import DDPStrategy, FSDPStrategy
@@ -500,6 +501,32 @@ def from_one_process(folder: Path) -> dict:
     except HeadstartError as error:
         message = str(error)
     return {"differences": found, "message": message}
+
+
+# ---- frozen work
+
+
+@scenario
+def frozen_work_is_done_once(folder: Path) -> dict:
+    """Three epochs in another order each, then a validation: what is computed of 60 samples, over all processes."""
+    reuse = Reuse(min_gain=0, say=lambda line: None)
+    seed_everything(5, verbose=False)
+    module = Net(norms=False)
+    trainer = trainer_of(reuse_frozen=reuse, callbacks=BackboneFinetuning(99, train_bn=False), max_epochs=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it never thaws
+        trainer.fit(module, loader(60))
+    seed_everything(5, verbose=False)
+    plain = Net(norms=False)
+    other = trainer_of(reuse_frozen=False, callbacks=BackboneFinetuning(99, train_bn=False), max_epochs=3)
+    other.fit(plain, loader(60))
+    counts = trainer.strategy.gather_objects((reuse.report().num_computed, reuse.report().num_looked_up))
+    return {
+        "computed": sum(computed for computed, _ in counts),
+        "looked up": sum(found for _, found in counts),
+        "weights": distance(module.state_dict(), plain.state_dict()),
+        "ranks": difference_of_ranks(trainer),
+    }
 
 
 # ---- weights in parts

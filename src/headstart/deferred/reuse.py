@@ -190,6 +190,11 @@ class Reuse:
             if not each.is_unchanged_inside():
                 self._renew(each)
 
+    @property
+    def can_be_shared(self) -> bool:
+        """Whether `share` may be called: nothing was read yet, and it was not called before."""
+        return not self._sources and not self._store.is_shared
+
     def share(self, directory: str | Path, *, is_first: bool, num_processes: int = 1) -> None:
         """Compute a sample once in all processes of a job on this machine, which train on a share of the samples each.
 
@@ -207,7 +212,7 @@ class Reuse:
             MisconfigurationError: If batches were given before, or it was called before.
             OSError: If the directory cannot be made.
         """
-        if self._sources or self._store.is_shared:
+        if not self.can_be_shared:
             raise MisconfigurationError(
                 "share() came after "
                 + ("the first batches" if self._sources else "another share()")

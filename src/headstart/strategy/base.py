@@ -7,10 +7,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from headstart.deferred import Reuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,14 @@ class Strategy(ABC):
     def largest_difference(self, module: nn.Module) -> float:
         """Give the largest difference between two processes in a weight or buffer of the module: 0.0, or something is wrong."""
         return 0.0
+
+    def share_frozen_work(self, reuse: Reuse) -> None:
+        """Let all processes compute a sample's frozen work once."""
+        return
+
+    def exchange_frozen_work(self, reuse: Reuse) -> None:
+        """Bring what each machine has computed to the others: between two passes over a loader."""
+        return
 
     def teardown(self) -> None:
         """Let go of what `setup` took."""

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
+from headstart.deferred import Reuse
+from headstart.deferred.shared import new_directory
 from headstart.errors import HeadstartError, MisconfigurationError
 from headstart.freezing import is_batch_norm
 from headstart.loaders import generators_of
@@ -63,6 +65,7 @@ class DistributedStrategy(Strategy):
         self.checks = checks
         self.shares_loaders = shares_loaders
         self._pending: tuple[Any, Tensor] | None = None
+        self._machines: Machines | None = None
 
     # ---- the module
 
@@ -138,6 +141,29 @@ class DistributedStrategy(Strategy):
         if not self.is_global_zero:
             restore_random_state(own)
         return order
+
+    # ---- frozen work
+
+    def share_frozen_work(self, reuse: Reuse) -> None:
+        """Let all processes compute a sample's frozen work once: those of a machine by shared files, machines by an exchange."""
+        assert self.processes is not None, "they have met"
+        if self.processes.num_nodes > 1 and self._machines is None:
+            self._machines = Machines(self.processes)
+        if not reuse.can_be_shared:
+            return
+        made = str(new_directory()) if self.local_rank == 0 else ""
+        found = self.gather_objects((self.node_rank, made))
+        directory = next(path for node, path in found if path and node == self.node_rank)
+        reuse.share(directory, is_first=self.local_rank == 0, num_processes=self.processes.local_size)
+
+    def exchange_frozen_work(self, reuse: Reuse) -> None:
+        """Bring what each machine has computed to the others."""
+        if self._machines is None:
+            return
+        self.barrier("the pass is over on every machine")
+        if self.local_rank == 0:
+            reuse.exchange(self._machines)
+        self.barrier("what was computed is everywhere")
 
     # ---- agreement
 
@@ -239,6 +265,30 @@ class DistributedStrategy(Strategy):
         if self._pending is not None:
             self._pending[0].wait()
         self._pending = None
+
+
+class Machines:
+    """The first processes of all machines, as `Reuse.exchange` takes them; all processes make one, at the same moment.
+
+    Args:
+        processes: The place of this one.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._ranks = list(range(0, processes.size, processes.local_size))
+        self._group: Any = dist.new_group(self._ranks, backend="gloo")
+        self.rank = processes.node
+        self.size = len(self._ranks)
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Give every machine's value."""
+        found = [None] * self.size
+        dist.all_gather_object(found, value, group=self._group)
+        return found
+
+    def broadcast(self, tensor: Tensor, src: int) -> None:
+        """Give every machine the tensor of machine `src`, in place."""
+        dist.broadcast(tensor, src=self._ranks[src], group=self._group)
 
 
 def _disconnect() -> None:
