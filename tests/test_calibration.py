@@ -62,6 +62,34 @@ def test_samples_that_are_all_right_leave_the_temperature_at_1():
     assert fit_temperature(logits, torch.tensor([0, 1, 0])) == 1.0
 
 
+@pytest.mark.parametrize("num_samples", [4, 30])
+def test_with_doubt_even_samples_that_are_all_right_tell_a_temperature(num_samples):
+    # All margins are 2, so the optimum gives the share that counts as right: Platt's (N + 1) / (N + 2).
+    logits = torch.tensor([[2.0, 0.0]]).repeat(num_samples, 1)
+    found = fit_temperature(logits, torch.zeros(num_samples, dtype=torch.int64), doubt=1 / (num_samples + 2))
+    assert torch.sigmoid(torch.tensor(2 / found)) == pytest.approx((num_samples + 1) / (num_samples + 2))
+
+
+def test_with_doubt_the_temperature_is_that_of_an_independent_optimizer_and_follows_the_scale():
+    optimize = pytest.importorskip("scipy.optimize")
+    logits, targets = sampled(40)
+    logits = logits.double()
+    others = logits.scatter(1, targets[:, None], -math.inf).argmax(dim=1)
+
+    def expected(log_t):
+        return 0.9 * nll(logits, targets, math.exp(log_t)) + 0.1 * nll(logits, others, math.exp(log_t))
+
+    found = optimize.minimize_scalar(expected, bounds=(-5, 5), method="bounded", options={"xatol": 1e-10})
+    temperature = fit_temperature(logits, targets, doubt=0.1)
+    assert temperature == pytest.approx(math.exp(found.x), rel=1e-5)
+    assert fit_temperature(7 * logits, targets, doubt=0.1) == pytest.approx(7 * temperature, rel=1e-9)
+
+
+def test_doubt_is_nothing_where_there_is_one_class_or_nothing_is_said():
+    assert fit_temperature(torch.zeros(3, 1), [0, 0, 0], doubt=0.2) == 1.0
+    assert fit_temperature(torch.zeros(4, 3), [0, 1, 2, 0], doubt=0.2) == 1.0
+
+
 def test_temperature_is_bounded_where_every_sample_is_wrong():
     logits = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
     assert fit_temperature(logits, torch.tensor([1, 0])) == pytest.approx(100)
@@ -150,6 +178,7 @@ def test_report_of_fewer_samples_than_folds():
         (lambda: fit_temperature([[0.0, -math.inf]], [0]), r"not finite numbers.*torch.log_softmax"),
         (lambda: fit_temperature([[0.0, 1.0]], [2]), "2 to 2; expected class indices 0 to 1"),
         (lambda: fit_temperature([[0.0, 1.0]], [0.5]), "expected class indices"),
+        (lambda: fit_temperature([[0.0, 1.0]], [1], doubt=0.5), "doubt is 0.5; expected 0 or more and less"),
         (lambda: expected_calibration_error([[2.0, 1.0]], [0]), r"Received logits\? Pass torch.softmax"),
         (lambda: expected_calibration_error([[1.0, 0.0]], [0], num_bins=0), "num_bins is 0"),
         (lambda: calibrate([[1.0, 0.0]], [0]), "Received 1 sample; cross-fitting needs 2"),

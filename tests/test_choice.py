@@ -42,13 +42,14 @@ def simulated(generator, num_samples, accuracies, *, scale=3.4):
     return logs, targets
 
 
-def share_not_first(num_samples, accuracies, *, num_runs=120, metric="accuracy"):
-    """How often another candidate than the first, which is the cheapest, is chosen."""
+def share_not_first(num_samples, accuracies, *, num_runs=120, metric="accuracy", sharpness=1.0):
+    """How often another candidate than the first, which is the cheapest, is chosen; `sharpness` multiplies their logits."""
     generator = np.random.default_rng(0)
-    chosen = [
-        judge(*simulated(generator, num_samples, accuracies), metric=metric, num_resamples=200).chosen
-        for _ in range(num_runs)
-    ]
+    chosen = []
+    for _ in range(num_runs):
+        (head, *others), targets = simulated(generator, num_samples, accuracies)
+        logs = [head, *(log_softmax(sharpness * log) for log in others)]
+        chosen.append(judge(logs, targets, metric=metric, num_resamples=200).chosen)
     return np.mean(np.array(chosen) > 0)
 
 
@@ -92,6 +93,23 @@ def test_rule_for_log_loss_and_macro_f1():
     for metric in ("log_loss", "macro_f1"):
         assert share_not_first(333, [HEAD, HEAD + 0.03], num_runs=40, metric=metric) > 0.75
         assert share_not_first(333, [HEAD, HEAD - 0.02], num_runs=40, metric=metric) < 0.15
+
+
+def test_with_few_samples_log_loss_finds_what_accuracy_is_too_coarse_for(monkeypatch):
+    gains, losses = [HEAD, HEAD + 0.04], [HEAD, HEAD - 0.016]
+    found, fooled = share_not_first(80, gains), share_not_first(80, losses)
+    monkeypatch.setattr("headstart.choice._LOG_LOSS_LEVEL", 0.0)
+    # Of the same simulated samples, so the differences are surer than the shares: 0.02 at 120 runs.
+    assert found > share_not_first(80, gains) + 0.06
+    assert fooled < share_not_first(80, losses) + 0.05
+    assert fooled < 0.22
+
+
+@pytest.mark.parametrize("accuracies", [[0.97, 0.97], [0.97, 0.99]])
+def test_sharper_logits_decide_nothing_even_where_every_sample_is_right(accuracies):
+    # Of 20 samples, most of these models get every one right, and nothing tells how sure they ought to be.
+    shares = {share_not_first(20, accuracies, num_runs=60, sharpness=each) for each in (0.3, 1.0, 4.0)}
+    assert len(shares) == 1
 
 
 def test_cheapest_of_equals_is_chosen_whatever_the_order():

@@ -92,45 +92,62 @@ def calibrate(logits: Values, targets: Values, *, num_folds: int = 5, num_bins: 
     )
 
 
-def fit_temperature(logits: Values, targets: Values) -> float:
+def fit_temperature(logits: Values, targets: Values, *, doubt: float = 0.0) -> float:
     r"""Give the temperature :math:`T` that minimises the negative log likelihood of :math:`softmax(logits / T)`.
 
     The likelihood is convex in :math:`1/T`, so the sign of its slope tells on which side the optimum lies: a bisection
     of :math:`\log T` between 0.01 and 100 finds it. Where every sample is predicted right, sharper would always be
-    likelier, whatever the data: then the samples say nothing about `T`, and it is 1.
+    likelier, whatever the data: then the samples say nothing about `T`, and without `doubt` it is 1.
 
     Args:
         logits: Of held-out samples (N, C); log-probabilities will do.
         targets: Class indices (N,).
+        doubt: The share of every sample that counts as its next likely class. With 1 / (N + 2) there is an optimum even
+            where every sample is predicted right, and it follows the scale of the logits.
 
     Returns:
         The temperature; above 1 where the classifier was too sure. Never one that is less likely than 1.
 
     Raises:
-        MisconfigurationError: If shapes or values do not fit.
+        MisconfigurationError: If shapes or values do not fit, or `doubt` is outside its range.
 
-    Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
+    Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599; the doubt is that of Platt 1999,
+    "Probabilistic outputs for support vector machines", section 2.2.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
         >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 4)  # 3 of 4 are right: 2 / T = log 3
         1.8205
     """
+    if not 0 <= doubt < 0.5:
+        raise MisconfigurationError(
+            f"doubt is {doubt}; expected 0 or more and less than 0.5, such as 1 / (N + 2)."
+        )
     scores, true = check_predictions(logits, targets)
     scores = scores - scores.max(axis=1, keepdims=True)  # (N, C)
     own = scores[np.arange(len(true)), true]  # (N,)
     # Right by itself alone: a tie with another class leaves a finite optimum or none that matters.
-    if bool(np.all((own == 0) & ((scores == 0).sum(axis=1) == 1))):
+    is_right = (own == 0) & ((scores == 0).sum(axis=1) == 1)
+    if scores.shape[1] == 1 or (doubt == 0 and bool(is_right.all())):
         return 1.0
+    counted = np.eye(scores.shape[1])[true]  # (N, C): as what a sample counts
+    if doubt > 0:
+        next_likely = np.where(counted == 1, -np.inf, scores).argmax(axis=1)
+        counted = (1 - doubt) * counted + doubt * np.eye(scores.shape[1])[next_likely]
+    expected = (counted * scores).sum(axis=1)  # (N,)
+
+    def loss(temperature: float) -> float:
+        return float(-(counted * log_softmax(scores / temperature)).sum(axis=1).mean())
+
     low, high = math.log(_LOWEST), math.log(_HIGHEST)
     for _ in range(_NUM_BISECTIONS):
         middle = (low + high) / 2
         probabilities = np.exp(log_softmax(scores / math.exp(middle)))
         # Slope in 1/T. Positive: the classifier is too sure at this temperature.
-        slope = float(np.mean((probabilities * scores).sum(axis=1) - own))
+        slope = float(np.mean((probabilities * scores).sum(axis=1) - expected))
         low, high = (middle, high) if slope > 0 else (low, middle)
     temperature = math.exp((low + high) / 2)
-    return temperature if _nll(scores / temperature, true) < _nll(scores, true) else 1.0
+    return temperature if loss(temperature) < loss(1.0) else 1.0
 
 
 def expected_calibration_error(probabilities: Values, targets: Values, *, num_bins: int = 15) -> float:

@@ -4,8 +4,10 @@ The rule: find the best candidate by the metric, then keep the *cheapest* one th
 A cheaper candidate counts as worse if one of two one-sided paired tests says so:
 
 1. by the metric itself, at the level 0.25;
-2. by log loss, at the level 0.10, each candidate's probabilities calibrated first. Log loss sees the samples that
-   nearly went the other way, and so an improvement that accuracy is too coarse for.
+2. by log loss, at the level 0.10, each candidate's probabilities calibrated first, so that to be surer is no merit. Log
+   loss sees the samples that nearly went the other way, and so an improvement that accuracy is too coarse for: with 80
+   samples an improvement of 4 points is taken in 0.77 of all runs instead of 0.64, and a loss of 1.6 points in 0.12
+   instead of 0.11 (1500 runs).
 
 Why so generous: the two errors cost alike. To keep the head where fine-tuning truly helps loses as much accuracy as to
 take fine-tuning where it truly hurts; the usual 0.05, by accuracy alone, guards against the second only: with 333 samples
@@ -247,7 +249,9 @@ def judge(
         >>> judge([wrong, right, right], np.zeros(50, dtype=np.int64))
         Verdicts(best=1, chosen=1, is_worse=[True, False, False])
     """
-    calibrated = [log_softmax(log / fit_temperature(log, targets)) for log in logs]
+    # Where a candidate is right on every sample, nothing tells its temperature: without doubt, the sharpest would win.
+    doubt = 1 / (len(targets) + 2)
+    calibrated = [log_softmax(log / fit_temperature(log, targets, doubt=doubt)) for log in logs]
     scorers = [_scorer(logs, targets, metric), _scorer(calibrated, targets, "log_loss")]
     everything = np.ones((1, len(targets)))
     observed = [scorer(everything)[0] for scorer in scorers]  # (K,) each
