@@ -16,6 +16,8 @@ SRC = Path(headstart.__file__).parent
 READING_ORDER = [
     "",  # headstart itself: the public names, loaded when they are used
     "errors",
+    "files",
+    "archive",
     # what a user writes
     "hparams",
     "transfer",

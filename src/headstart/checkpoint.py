@@ -1,7 +1,8 @@
 """Checkpoints: one file, written whole or not at all, and read without running anything that it holds.
 
 A file is written beside its place under another name, flushed to the disk, and renamed; a kill or a full disk leaves
-the file that was there before. It is read with `weights_only=True`, always: no import path in it is ever followed.
+the file that was there before. It is checked to the last byte before it is read (`archive.py`), and read with
+`weights_only=True`, always: no import path in it is ever followed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urldefrag
@@ -23,7 +25,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from headstart import archive
 from headstart.errors import CheckpointError, UnknownArgumentError, did_you_mean, missing_dependency
+from headstart.files import keeping, write_together
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,7 +41,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
     Raises:
         CheckpointError: If something in it is of a type that could not be read back.
-        OSError: If the disk is full or the folder cannot be written; nothing is left behind.
+        WriteError: If the disk is full or the folder cannot be written; nothing is left behind.
 
     Example:
         >>> import tempfile
@@ -47,23 +51,25 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         {'epoch': 3}
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+
+    def write(temporary: Path) -> None:
+        with _checksums_on(), temporary.open("wb") as file:
             torch.save(dict(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        _refuse_unreadable(temporary, path)
-        # mkstemp makes the file private; give it the mode that an ordinary new file would have had.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # noqa: PTH101
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _flush_directory(path.parent)
+        _refuse_unreadable(str(temporary), path)
+        archive.seal(temporary)
+
+    write_together({path: write})
+
+
+@contextmanager
+def _checksums_on() -> Iterator[None]:
+    """Programs may have told torch to leave out the checksums that `archive.check` relies on."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(compute_crc32=True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(compute_crc32=before)
 
 
 def _refuse_unreadable(temporary: str, path: Path) -> None:
@@ -75,17 +81,6 @@ def _refuse_unreadable(temporary: str, path: Path) -> None:
             "holds plain types and tensors. Look at what `state_dict` or `on_save_checkpoint` of the module, the data "
             "module or a callback gives, and convert it: str(path), array.item(), torch.from_numpy(array)."
         )
-
-
-def _flush_directory(directory: Path) -> None:
-    """Make a rename in `directory` survive a power cut."""
-    if os.name == "nt":
-        return  # a directory cannot be opened there
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_checkpoint(path: str | Path, *, map_location: Any = None) -> dict[str, Any]:
@@ -100,31 +95,132 @@ def read_checkpoint(path: str | Path, *, map_location: Any = None) -> dict[str, 
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged, is no checkpoint, or needs code to be run.
     """
-    file = _download(str(path)) if re.match(r"https?://", str(path)) else Path(path)
+    file = _download(str(path)) if re.match(r"\w+://", str(path)) else Path(path)
     if file.is_dir():
         from headstart.strategy.parts import read_parts
 
         return read_parts(file, map_location=map_location)
     if not file.is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r} (looked in {Path.cwd()}).")
-    try:
-        found = torch.load(file, map_location=map_location or "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"(?:GLOBAL|Unsupported (?:global|class))[: ]+(?:GLOBAL )?([\w.]+)", str(error))
-        names = f" It names {culprit.group(1)}." if culprit else ""
-        raise CheckpointError(
-            f"{path} cannot be read without running code that it holds or names, and that is never done.{names} "
-            "If you trust it, load it once where it was written and save its weights and plain hyper-parameters again."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged, or no checkpoint ({file.stat().st_size:,} bytes): {error}"
-        ) from error
+    found = read_torch_file(
+        file,
+        name=str(path),
+        map_location=map_location,
+        advice="If you trust it, load it once where it was written and save its weights and plain hyper-parameters again.",
+    )
     if not isinstance(found, dict):
         raise CheckpointError(
             f"{path} holds a {type(found).__name__}; expected a dict with the key 'state_dict'."
         )
     return found
+
+
+def read_torch_file(path: Path, *, name: str, advice: str, map_location: Any = None) -> Any:
+    """Give what a file of `torch.save` holds, after it was checked to the last byte. Nothing in it is run or imported.
+
+    Args:
+        path: The file.
+        name: What the caller calls it, for messages.
+        advice: What to do with a file that can only be read by running code.
+        map_location: As in `torch.load`; `None` is the CPU.
+
+    Raises:
+        CheckpointError: If the file is damaged, is something else, or needs code to be run.
+    """
+    refuse_damaged(path, name=name)
+    try:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"(?:GLOBAL|Unsupported (?:global|class))[: ]+(?:GLOBAL )?([\w.]+)", str(error))
+        names = f" It names {culprit.group(1)}." if culprit else ""
+        raise CheckpointError(
+            f"{name} cannot be read without running code that it holds or names, and that is never done.{names} {advice}"
+        ) from error
+    except Exception as error:  # what is not as it should be can raise anything in the reader
+        if isinstance(error, ImportError):
+            raise
+        raise CheckpointError(
+            f"{name} cannot be read: {str(error) or type(error).__name__} ({path.stat().st_size:,} bytes). It is no "
+            "file of torch.save that weights_only=True reads, or does not fit here."
+        ) from error
+
+
+def refuse_damaged(path: Path, *, name: str) -> None:
+    """Return if a file is whole.
+
+    Raises:
+        CheckpointError: If a byte of it is not as it was written, or it is something else.
+    """
+    try:
+        archive.check(path)
+    except (archive.Damage, OSError) as error:
+        raise CheckpointError(
+            f"{name} is damaged, or no checkpoint ({path.stat().st_size:,} bytes): {error}. Nothing of it was loaded. "
+            "Copy it again from where it came from, or use an earlier one."
+        ) from error
+
+
+# ---- the last one, and the one before it
+
+
+def previous_path(path: str | Path) -> Path:
+    """Give the name under which the checkpoint stays that `path` held before.
+
+    Example:
+        >>> previous_path("runs/last.ckpt").name
+        'last-previous.ckpt'
+    """
+    path = Path(path)
+    return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def keeping_previous(path: str | Path, *, before: str | Path | None = None) -> AbstractContextManager[None]:
+    """Keep what `path` holds as `previous_path(path)` while the block writes it anew.
+
+    Args:
+        path: The file that the block writes.
+        before: The file that it takes the place of, where that has another name.
+    """
+    return keeping(before or path, as_=previous_path(path))
+
+
+def newest_whole(paths: Sequence[str | Path], *, say: Callable[[str], object]) -> Path:
+    """Give the first checkpoint that is whole. A damaged one before it is named, and renamed to `*.damaged`.
+
+    Args:
+        paths: The newest first; at least one.
+        say: Called with a sentence about the damaged ones.
+
+    Raises:
+        CheckpointError: If none is whole.
+    """
+    problems: list[str] = []
+    damaged: list[Path] = []
+    for path in map(Path, paths):
+        try:
+            archive.check(path)
+        except archive.Damage as problem:
+            problems.append(f"{path} ({problem})")
+            damaged.append(path)
+        except OSError as problem:
+            problems.append(f"{path} ({problem.strerror or problem})")
+        else:
+            if problems:
+                say(
+                    f"Damaged, and not used: {'; '.join(problems)}. The checkpoint before is used instead: {path}."
+                )
+            for each in damaged:
+                with suppress(OSError):  # a folder that can only be read
+                    # Else the next checkpoint to be saved would keep it as the one before, in place of a whole one.
+                    each.replace(f"{each}.damaged")
+            return path
+    raise CheckpointError(
+        f"There is no checkpoint to go on from, all are damaged: {'; '.join(problems)}. Give another one with ckpt_path, "
+        "or begin anew."
+    )
+
+
+# ---- from a URL
 
 
 def _download(url: str) -> Path:

@@ -30,6 +30,19 @@ class CheckpointError(HeadstartError, RuntimeError):
     """A checkpoint that is damaged, unsafe or does not fit."""
 
 
+class WriteError(HeadstartError, OSError):
+    """A file could not be written: the disk is full, or the folder cannot be written. `errno` says which.
+
+    Args:
+        message: What could not be written, why, and what to do.
+        number: The system's `errno`.
+    """
+
+    def __init__(self, message: str, *, number: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
 class DataError(HeadstartError, ValueError):
     """Data that cannot be used as it is: the message names the file or the row."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from headstart import __version__, freezing
-from headstart.checkpoint import load_weights
+from headstart.checkpoint import load_weights, newest_whole, previous_path
 from headstart.errors import CheckpointError, MisconfigurationError
 from headstart.hparams import refuse_unreadable
 from headstart.loaders import step_size
@@ -115,8 +116,11 @@ def optimizer_state(trainer: Trainer) -> dict[str, Any]:
 def resolve(trainer: Trainer, ckpt_path: str | Path) -> str:
     """Give the file that `ckpt_path` means: itself, or what `"best"` and `"last"` stand for.
 
+    Where the last one is damaged, the newest one before it that is whole takes its place, with a warning.
+
     Raises:
         MisconfigurationError: If there is no such checkpoint yet.
+        CheckpointError: If all that `"last"` could mean are damaged.
     """
     if ckpt_path not in {"best", "last"}:
         return str(ckpt_path)
@@ -125,7 +129,9 @@ def resolve(trainer: Trainer, ckpt_path: str | Path) -> str:
         raise MisconfigurationError(
             f"ckpt_path={ckpt_path!r} needs a ModelCheckpoint callback, and there is none."
         )
-    path = callback.best_model_path if ckpt_path == "best" else last_checkpoint(callback)
+    if ckpt_path == "last" and (candidates := last_checkpoints(callback)):
+        return str(newest_whole(candidates, say=trainer.warn))
+    path = callback.best_model_path if ckpt_path == "best" else ""
     if not path:
         hint = " (it needs save_last=True)" if ckpt_path == "last" else ""
         raise MisconfigurationError(
@@ -136,11 +142,19 @@ def resolve(trainer: Trainer, ckpt_path: str | Path) -> str:
 
 def last_checkpoint(callback: ModelCheckpoint) -> str:
     """Give the last checkpoint that a `ModelCheckpoint` saved, in this process or an earlier one; `""` for none."""
-    folder = callback.dirpath
-    if callback.last_model_path:
-        return str(callback.last_model_path)
-    found = sorted(Path(folder).glob("last*.ckpt"), key=lambda path: path.stat().st_mtime) if folder else []
-    return str(found[-1]) if found else ""
+    return next(iter(last_checkpoints(callback)), "")
+
+
+def last_checkpoints(callback: ModelCheckpoint) -> list[str]:
+    """Give the last checkpoint that a `ModelCheckpoint` saved, and those before it that are still there."""
+    own, folder = callback.last_model_path, callback.dirpath
+    found = [Path(own), previous_path(own)] if own else []
+    lasts = list(Path(folder).glob("last*.ckpt")) if folder else []
+    times = {path: path.lstat().st_mtime for path in lasts}
+    for path in sorted(times, key=times.__getitem__, reverse=True):
+        latest = path.with_stem(path.stem.removesuffix("-previous"))
+        found += [latest, previous_path(latest)]
+    return [str(path) for path in dict.fromkeys(found) if os.path.lexists(path)]
 
 
 # ---- back again

@@ -83,7 +83,7 @@ def test_a_class_may_choose_the_characters_and_the_name_of_the_last(fit, scripte
 
     saver = Mine(dirpath=tmp_path, save_last=True)
     fit(scripted(), saver, max_epochs=2, enable_checkpointing=True)
-    assert names(tmp_path) == ["epoch_1-last.ckpt", "epoch_1-step_8.ckpt"]
+    assert names(tmp_path) == ["epoch_1-last-previous.ckpt", "epoch_1-last.ckpt", "epoch_1-step_8.ckpt"]
 
 
 def test_an_unknown_name_in_the_pattern_warns_with_the_near_one():
@@ -199,7 +199,8 @@ def test_another_runs_files_are_left_alone(fit, scripted, tmp_path):
     for _ in range(2):
         saver = ModelCheckpoint(dirpath=tmp_path, save_last=True)
         fit(scripted(), saver, max_epochs=2)
-    assert names(tmp_path) == ["epoch=1-step=8-v1.ckpt", "epoch=1-step=8.ckpt", "last-v1.ckpt", "last.ckpt"]
+    lasts = ["last-previous.ckpt", "last-v1-previous.ckpt", "last-v1.ckpt", "last.ckpt"]
+    assert names(tmp_path) == ["epoch=1-step=8-v1.ckpt", "epoch=1-step=8.ckpt", *lasts]
     assert saver.last_model_path == str(tmp_path / "last-v1.ckpt")
 
 
@@ -217,7 +218,7 @@ def test_two_callbacks_save_side_by_side(fit, scripted, tmp_path):
 def test_last_is_the_newest_state_though_it_is_not_the_best(fit, scripted, tmp_path):
     saver = ModelCheckpoint(dirpath=tmp_path, monitor="val_loss", save_last=True)
     fit(scripted([1, 2, 3]), saver, max_epochs=3)
-    assert names(tmp_path) == ["epoch=0-step=4.ckpt", "last.ckpt"]
+    assert names(tmp_path) == ["epoch=0-step=4.ckpt", "last-previous.ckpt", "last.ckpt"]
     assert load(tmp_path / "last.ckpt")["global_step"] == 12
     assert saver.last_model_path == str(tmp_path / "last.ckpt")
 
@@ -390,10 +391,20 @@ def test_a_resumed_run_goes_on_with_the_best_files(fit, scripted, tmp_path):
         return ModelCheckpoint(dirpath=tmp_path, monitor="val_loss", save_top_k=2, save_last=True)
 
     fit(scripted([5, 4, 3]), saver(), max_epochs=3)
-    assert names(tmp_path) == ["epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt", "last.ckpt"]
+    assert names(tmp_path) == [
+        "epoch=1-step=8.ckpt",
+        "epoch=2-step=12.ckpt",
+        "last-previous.ckpt",
+        "last.ckpt",
+    ]
     second = saver()
     fit(scripted([2, 1]), second, max_epochs=5, ckpt_path=tmp_path / "last.ckpt")
-    assert names(tmp_path) == ["epoch=3-step=16.ckpt", "epoch=4-step=20.ckpt", "last.ckpt"]
+    assert names(tmp_path) == [
+        "epoch=3-step=16.ckpt",
+        "epoch=4-step=20.ckpt",
+        "last-previous.ckpt",
+        "last.ckpt",
+    ]
     assert sorted(map(float, second.best_k_models.values())) == [1.0, 2.0]
 
 

@@ -11,6 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ import torch
 
 from headstart.callback import Callback
 from headstart.callbacks.monitored import Mode, check_mode, is_better, never_logged, worst
+from headstart.checkpoint import keeping_previous, previous_path
 from headstart.errors import MisconfigurationError, did_you_mean
 
 if TYPE_CHECKING:
@@ -98,7 +100,8 @@ class ModelCheckpoint(Callback):
             `"{epoch}-{step}"`.
         monitor: The name of the value that decides which files are the best; `None` keeps the newest.
         verbose: Say what is saved.
-        save_last: Keep also the newest state, as `last.ckpt`: `True` writes a file, `"link"` a link to the newest one.
+        save_last: Keep also the newest state, as `last.ckpt`: `True` writes a file, `"link"` a link to the newest one. The
+            one before it stays as `last-previous.ckpt`, for the case that the newest is damaged.
         save_top_k: How many of the best files to keep; `-1` for all, `0` for none.
         save_weights_only: Leave out what only a resume needs.
         mode: `"min"` where less is better, `"max"` where more is.
@@ -380,13 +383,15 @@ class ModelCheckpoint(Callback):
         before = self.last_model_path
         path = self._free_path(trainer, values, pattern=self.CHECKPOINT_NAME_LAST, replaces=before)
         self.last_model_path = path
-        if self.save_last == "link" and newest is not None:
-            if trainer.is_global_zero:
-                _link(newest, path)
-            trainer.strategy.barrier("ModelCheckpoint")
-        else:
-            self._write(trainer, path)
-        return [before] if before != path else []
+        # Should this file be damaged later, a run can go on from the one before it (`resume.last_checkpoints`).
+        with keeping_previous(path, before=before) if trainer.is_global_zero else nullcontext():
+            if self.save_last == "link" and newest is not None:
+                if trainer.is_global_zero:
+                    _link(newest, path)
+                trainer.strategy.barrier("ModelCheckpoint")
+            else:
+                self._write(trainer, path)
+        return [before, str(previous_path(before))] if before and before != path else []
 
     def _values(self, trainer: Trainer) -> dict[str, Any]:
         return {"epoch": trainer.current_epoch, "step": trainer.global_step, **trainer.callback_metrics}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.callback import Callback
+from headstart.checkpoint import keeping_previous, newest_whole, previous_path
 
 if TYPE_CHECKING:
     from headstart.datamodule import LightningDataModule
@@ -65,7 +66,8 @@ class Interrupt(Callback):
     ) -> None:
         """Save and end, if it was asked for."""
         if self.is_requested:
-            trainer.save_checkpoint(self.checkpoint)
+            with keeping_previous(self.checkpoint):
+                trainer.save_checkpoint(self.checkpoint)
             raise KeyboardInterrupt
 
     def on_validation_batch_end(
@@ -104,7 +106,8 @@ def fit_until_ctrl_c(
         interrupt: Knows the checkpoint.
         resume: Whether a run goes on.
     """
-    checkpoint = interrupt.checkpoint if resume and interrupt.checkpoint.is_file() else None
+    candidates = _newest_first(interrupt.checkpoint) if resume else []
+    checkpoint = newest_whole(candidates, say=print) if candidates else None
     if resume and checkpoint is None:
         print("The run had saved no checkpoint yet: it begins from its start.")
     with interrupt.listening():
@@ -113,3 +116,9 @@ def fit_until_ctrl_c(
         except KeyboardInterrupt:
             return True
     return interrupt.is_requested
+
+
+def _newest_first(last: Path) -> list[Path]:
+    """Give the checkpoints of a run that are there: the last one, the one before it, then the others by time."""
+    others = sorted(last.parent.glob("*.ckpt"), key=lambda path: path.lstat().st_mtime, reverse=True)
+    return [path for path in dict.fromkeys([last, previous_path(last), *others]) if os.path.lexists(path)]
