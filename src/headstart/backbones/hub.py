@@ -41,6 +41,22 @@ def huggingface_hub_access(what: str) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+@contextmanager
+def fetching_nothing() -> Iterator[None]:
+    """See to it that the code inside asks no hub, whatever a description that it reads may name."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # then nothing can be asked for
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def can_connect(address: str, *, timeout: float = 5.0) -> bool:
     """Whether a server answers. Behind a proxy that cannot be known, so it is assumed.
 
