@@ -37,7 +37,9 @@ METADATA_FILE = "headstart.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
 
-_TOKENIZER_FILE = re.compile(rf"{TOKENIZER_FOLDER}/\w[\w.-]*\.(json|txt|model|jinja|bpe|codes|vocab|tiktoken)", re.ASCII)
+_TOKENIZER_FILE = re.compile(
+    rf"{TOKENIZER_FOLDER}/\w[\w.-]*\.(json|txt|model|jinja|bpe|codes|vocab|tiktoken)", re.ASCII
+)
 _KEYS = {
     "format_version", "task", "class_names", "backbone", "preprocessing", "arguments", "metrics", "data", "history",
     "versions", "created", "files",

@@ -148,7 +148,10 @@ def read(directory: Path, key: str, layout: Layout) -> tuple[Tensor, Tensor] | N
                 )
         if found.get("checksums") != _checksums(file):
             raise ValueError("the .npy is damaged, or not the one that the .json was written for")
-        rows = _map(file, layout, os.fstat(file.fileno()).st_size - layout.nbytes, "r")
+        offset = os.fstat(file.fileno()).st_size - layout.nbytes
+        if offset <= 0:  # a table that was made up: its checksums fit a file without the rows
+            raise ValueError("the .npy is too short for its rows")
+        rows = _map(file, layout, offset, "r")
     with suppress(OSError):  # a directory that can only be read
         os.utime(sidecar)
     bits = np.frombuffer(base64.b64decode(str(found.get("filled"))), np.uint8)

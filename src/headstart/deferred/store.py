@@ -390,7 +390,10 @@ disk_limit: raise memory_limit or disk_limit.
 
     def _give_up_disk(self, nbytes: int, error: OSError) -> None:
         place = self._directory or tempfile.gettempdir()
-        self._note(f"{place}: no file of {_size(nbytes)} could be made, no further ones are tried: {error}")
+        self._note(
+            f"{place}: no file of {_size(nbytes)} could be made, no further ones are tried: {error}. Nothing "
+            "else is lost. To keep values for later runs, free space or give another directory."
+        )
         self._disk_limit = 0
 
     def _refuse(self, num_samples: int, nbytes: int) -> None:
