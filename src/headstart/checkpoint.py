@@ -12,10 +12,10 @@ import inspect
 import os
 import pickle
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urldefrag
@@ -28,6 +28,9 @@ from torch.nn.parameter import is_lazy
 from headstart import archive
 from headstart.errors import CheckpointError, UnknownArgumentError, did_you_mean, missing_dependency
 from headstart.files import keeping, write_together
+
+_MAX_HYPER_PARAMETERS = 1_000_000
+_TIMEOUT = 60  # seconds in which a server must say something
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -226,6 +229,10 @@ def newest_whole(paths: Sequence[str | Path], *, say: Callable[[str], object]) -
 def _download(url: str) -> Path:
     address, fragment = urldefrag(url)
     digest = fragment.removeprefix("sha256=")
+    if not address.startswith(("http://", "https://")):
+        raise CheckpointError(
+            f"{address} is neither a file nor an address with http:// or https://. Download it first."
+        )
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise CheckpointError(
             f"A checkpoint from a URL needs its digest, so that what arrives is what you mean: "
@@ -235,20 +242,33 @@ def _download(url: str) -> Path:
     # The whole URL names the file: two hosts' last.ckpt are two files.
     kept = cache / f"{hashlib.sha256(url.encode()).hexdigest()}.ckpt"
     if not kept.is_file() or _digest(kept) != digest:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            arrived = Path(folder) / "arrived"
-            with urlopen(address) as response, arrived.open("wb") as file:  # noqa: S310 (http or https: the caller checked)
-                shutil.copyfileobj(response, file)
-                file.flush()
-                os.fsync(file.fileno())
-            received = _digest(arrived)
-            if received != digest:
-                raise CheckpointError(
-                    f"{address} has the SHA-256 {received}; expected {digest}. It was not kept."
-                )
-            arrived.replace(kept)
+        write_together({kept: partial(_fetch, address, digest)})
     return kept
+
+
+def _fetch(address: str, digest: str, path: Path) -> None:
+    """Download to `path`, and refuse what does not have the digest."""
+    with path.open("wb") as file:
+        try:
+            response = urlopen(address, timeout=_TIMEOUT)  # noqa: S310 (http or https: the caller checked)
+        except (OSError, HTTPException) as error:
+            raise CheckpointError(
+                f"{address} could not be fetched: {error}. Check the address and the connection."
+            ) from error
+        with response:
+            while block := _received(response, address):
+                file.write(block)
+    received = _digest(path)
+    if received != digest:
+        raise CheckpointError(f"{address} has the SHA-256 {received}; expected {digest}. It was not kept.")
+
+
+def _received(response: Any, address: str) -> bytes:
+    try:
+        block: bytes = response.read(1 << 20)
+    except (OSError, HTTPException) as error:
+        raise CheckpointError(f"{address} broke off: {error}. Try again.") from error
+    return block
 
 
 def _digest(path: Path) -> str:
@@ -405,7 +425,29 @@ def _read_hyper_parameters(path: Path) -> dict[str, Any]:
         import yaml
     except ImportError:
         raise missing_dependency("yaml", needed_for="hparams_file", extra="cli") from None
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error} Expected plain names and values; tags such as !!python/object are never "
+            "followed."
+        ) from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}; expected names with values.")
+    if _num_values(found, {}) > _MAX_HYPER_PARAMETERS:
+        raise CheckpointError(
+            f"{path} repeats itself by aliases (&name, *name) to more than {_MAX_HYPER_PARAMETERS:,} values; expected plain "
+            "names and values."
+        )
     return found
+
+
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """Count the values in nested containers as often as they are met; each container is walked once."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MAX_HYPER_PARAMETERS + 1  # what it counts as inside of itself
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(value)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from headstart.errors import WriteError
+from headstart.errors import HeadstartError, WriteError
 
 _ADVICE = {
     errno.ENOSPC: "Free space there, or give another folder",
@@ -94,7 +94,7 @@ def explained(path: Path) -> Iterator[None]:
     """Turn what the system says of a file that could not be written into a `WriteError` that names it."""
     try:
         yield
-    except WriteError:
+    except HeadstartError:
         raise
     except (OSError, RuntimeError) as error:
         reason = _system_error(error)

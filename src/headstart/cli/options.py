@@ -258,7 +258,10 @@ def read_options(run: str | Path) -> dict[str, Any]:
         )
     import yaml
 
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise MisconfigurationError(f"{path} is damaged: {error} Begin anew in another folder.") from error
     if not isinstance(found, dict):
         raise MisconfigurationError(
             f"{path} is damaged: expected names with values. Begin anew in another folder."

@@ -58,7 +58,10 @@ class RunFolder:
         Raises:
             MisconfigurationError: If something is there already, or `--overwrite` would delete more than a run.
         """
-        if not self.is_ours or not self.path.exists() or request.resume:
+        if not self.is_ours or not self.path.exists():
+            return
+        if request.resume:
+            self._refuse_links()
             return
         if not self.path.is_dir():
             raise MisconfigurationError(f"--out {self.path} is a file. Give a folder, which will be made.")
@@ -79,6 +82,16 @@ class RunFolder:
             raise MisconfigurationError(
                 f"{request.options.data} lies in {self.path}, and --overwrite would delete it. Give another folder."
             )
+
+    def _refuse_links(self) -> None:
+        """A run goes on in its own folder: a link in one that came from elsewhere could lead anywhere."""
+        inside = self.path.resolve()
+        for path in self.path.rglob("*"):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise MisconfigurationError(
+                    f"{path} is a link out of the run's folder, and nothing is read or written through it. Put there what it "
+                    f"leads to; {self.path} itself may be a link."
+                )
 
     def begin(self, options: FitOptions, data: Any) -> None:
         """Make the folder, empty but for the options and what was found in the data."""

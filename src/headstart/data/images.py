@@ -7,6 +7,7 @@ import struct
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,26 @@ IMAGE_SUFFIXES = frozenset(
         ".ppm",
     }
     | {".tif", ".tiff", ".webp"}
+)
+
+#: Larger images are refused by their header: unpacked, one would take half a gigabyte and more.
+MAX_PIXELS = 178_956_970  # where Pillow draws the line too, unless a program has moved it
+
+# What is read as an image, whatever the file is called. Others (EPS) are handed to programs outside of this process.
+_FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PNG",
+    "PPM",
+    "TGA",
+    "TIFF",
+    "WEBP",
 )
 
 # What operating systems and tools leave behind, beside the names that begin with a dot.
@@ -133,11 +154,24 @@ def _decode(path: Path, *, small: bool = False) -> Image.Image:
 
     if path.exists() and not path.is_file():
         raise IsADirectoryError("not a file")  # opening a named pipe would wait for ever
-    with Image.open(path) as image:
+    with Image.open(path, formats=_known_formats()) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(
+                f"{width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} that are read; scale it down"
+            )
         if small:
             image.draft("RGB", (32, 32))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -161,10 +195,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(path: Path, error: Exception) -> str:
     """What is wrong with a file, in words without its name."""
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, FileNotFoundError):
         return "a link to a file that is missing" if path.is_symlink() else "no such file"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than the {MAX_PIXELS:,} pixels that are read; scale it down"  # or as many as the program allows
     if isinstance(error, UnidentifiedImageError):
         return "an empty file" if path.stat().st_size == 0 else "not an image"
     if isinstance(error, struct.error | EOFError | IndexError):

@@ -19,8 +19,13 @@ from headstart.errors import DataError, missing_dependency
 #: The tables that can be read, by how their names end.
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".pq")
 
-# A text may be a book: the module's own limit is 131,072 characters a field.
+# A text may be a book: the module's own limit is 131,072 characters a field. What is beyond ours is set aside when the
+# row is whole, so that the rows after it are read as what they are.
 _FIELD_LIMIT = 2**31 - 1
+MAX_CELL = 10_000_000  # characters
+
+# A Parquet file packs equal values into next to nothing. One that unpacks to more than this is refused.
+_MAX_UNPACKED = (50, 1_000_000_000)  # times its own size, plus bytes
 
 
 @dataclass
@@ -72,6 +77,7 @@ def read_table(path: str | Path) -> Table:
         lines, notes = _decoded_lines(path)
         table = _read_json_lines(path, lines) if suffix in {".jsonl", ".ndjson"} else _read_csv(lines, suffix)
         table.notes += notes
+    _set_long_cells_aside(table)
     if not table.columns:
         raise DataError(f"{path} is empty.")
     if doubled := sorted({name for name in table.columns if name and table.columns.count(name) > 1}):
@@ -81,6 +87,18 @@ def read_table(path: str | Path) -> Table:
     if not table.rows and not table.set_aside:
         raise DataError(f"{path} has the columns {', '.join(map(repr, table.columns))} and no rows.")
     return table
+
+
+def _set_long_cells_aside(table: Table) -> None:
+    kept = []
+    for place, values in table.rows:
+        longest = max((len(value) for value in values if isinstance(value, str)), default=0)
+        if longest > MAX_CELL:
+            reason = f"a text of {longest:,} characters; up to {MAX_CELL:,} are read"
+            table.set_aside.append(SetAside(place, reason))
+        else:
+            kept.append((place, values))
+    table.rows = kept
 
 
 # ---- text
@@ -188,7 +206,7 @@ def _read_json_lines(path: Path, lines: list[str]) -> Table:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             set_aside.append(SetAside(f"line {number}", f"not JSON ({error})"))
             continue
         if not isinstance(record, dict):
@@ -212,13 +230,45 @@ def _read_parquet(path: Path) -> Table:
     try:
         with parquet.ParquetFile(path) as file:
             # Lists and bytes (embeddings, images) are neither texts nor labels, and may be large.
-            columns = [
-                column.name
+            kept = [
+                column
                 for column in file.schema_arrow
                 if not (pa.types.is_nested(column.type) or pa.types.is_binary(column.type))
             ]
-            values = file.read(columns=columns).to_pydict()
-    except (pa.ArrowException, OSError) as error:
+        columns = [column.name for column in kept]
+        texts = [column.name for column in kept if pa.types.is_string(column.type)]
+        # Each different text is unpacked once, and measured before it is repeated.
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:
+            values = _unpacked(path, file.iter_batches(columns=columns), columns)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can raise anything in a decoder
+        if isinstance(error, ImportError):
+            raise
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
     rows = zip(*(values[name] for name in columns), strict=True)
     return Table(columns, [(f"row {number}", list(row)) for number, row in enumerate(rows, start=1)])
+
+
+def _unpacked(path: Path, batches: Iterator[Any], columns: list[str]) -> dict[str, list[Any]]:
+    """Give the values of each column, and refuse a file that unpacks to many times its size."""
+    from pyarrow import compute, types
+
+    factor, rest = _MAX_UNPACKED
+    room = factor * path.stat().st_size + rest
+    values: dict[str, list[Any]] = {name: [] for name in columns}
+    for batch in batches:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            size = 8 * len(column)
+            if types.is_dictionary(column.type):
+                size += (
+                    compute.sum(compute.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+                )
+            room -= size
+            if room < 0:
+                raise DataError(
+                    f"{path} has {path.stat().st_size:,} bytes, and unpacks to more than {factor} times as much and "
+                    f"{rest:,} bytes. If it is meant to, save it as CSV."
+                )
+            values[name] += column.to_pylist()
+    return values
