@@ -12,6 +12,7 @@ import inspect
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
@@ -255,12 +256,24 @@ def _fetch(address: str, digest: str, path: Path) -> None:
             raise CheckpointError(
                 f"{address} could not be fetched: {error}. Check the address and the connection."
             ) from error
+        # A server that sends without end must not fill the disk: a tenth stays free.
+        room = _free_bytes(path.parent) * 9 // 10
         with response:
             while block := _received(response, address):
+                room -= len(block)
+                if room < 0:
+                    raise CheckpointError(
+                        f"{address} sends more than there is room for in {path.parent}. Free space there, or set "
+                        "XDG_CACHE_HOME to another folder."
+                    )
                 file.write(block)
     received = _digest(path)
     if received != digest:
         raise CheckpointError(f"{address} has the SHA-256 {received}; expected {digest}. It was not kept.")
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def _received(response: Any, address: str) -> bytes:
