@@ -297,12 +297,23 @@ def main() -> None:
         import atheris
     except ImportError:
         sys.exit("atheris is not installed: pip install atheris")
-    with atheris.instrument_imports(include=["headstart", "zipfile", "torch._weights_only_unpickler"]):
+    import torch
+    from torch._weights_only_unpickler import Unpickler
+
+    with atheris.instrument_imports(include=["headstart"]):
         import headstart.artefact
         import headstart.backbones.weights
         import headstart.checkpoint
         import headstart.data.table
         import headstart.deferred.saved  # noqa: F401
+    # These are loaded already, and decide what a file may do.
+    for function in (
+        Unpickler.load,
+        zipfile.ZipFile._RealGetContents,
+        zipfile.ZipInfo._decodeExtra,
+        torch.serialization._load,
+    ):
+        atheris.instrument_func(function)
     corpus = FOLDER / f"corpus-{options.target}"
     corpus.mkdir()
     for index, seed in enumerate(TARGETS[options.target].seeds()):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from headstart import LightningModule
+from headstart import LightningDataModule, LightningModule
 from headstart.archive import check
 from headstart.callbacks import ModelCheckpoint
 from headstart.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
 from headstart.errors import CheckpointError
 
 DAMAGED = (
@@ -238,3 +239,51 @@ for fatal in range(1, 100):
         "last-previous.ckpt",
         "last.ckpt",
     ]
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        return loader()
+
+
+def resumed(folder, quiet_trainer, max_epochs):
+    """Go on as `headstart fit --resume` does."""
+    interrupt = Interrupt(folder / "last.ckpt")
+    saving = ModelCheckpoint(folder, filename="best", save_last=True, enable_version_counter=False)
+    trainer = quiet_trainer(max_epochs=max_epochs, enable_checkpointing=True, callbacks=[interrupt, saving])
+    module = Count()
+    assert not fit_until_ctrl_c(trainer, module, Data(), interrupt, resume=True)
+    return trainer.global_step, module.weight.item()
+
+
+def test_headstart_fit_goes_on_from_the_newest_whole_checkpoint_and_says_so(
+    tmp_path, quiet_trainer, flip, capsys
+):
+    folder = tmp_path / "checkpoints"
+    assert resumed(folder, quiet_trainer, 3) == (6, -6)
+    assert "no checkpoint yet" in capsys.readouterr().out
+    flip(folder / "last.ckpt", 1000)
+    assert resumed(folder, quiet_trainer, 4) == (8, -8)
+    said = capsys.readouterr().out
+    assert "Damaged, and not used: " in said and f"is used instead: {folder / 'last-previous.ckpt'}" in said
+    # With both gone, the best one is still a whole state of the same run.
+    for name in ("last.ckpt", "last-previous.ckpt"):
+        os.truncate(folder / name, 100)
+    assert resumed(folder, quiet_trainer, 5) == (10, -10)
+    assert f"is used instead: {folder / 'best.ckpt'}" in capsys.readouterr().out
+    for path in folder.glob("*.ckpt"):
+        os.truncate(path, 100)
+    with pytest.raises(CheckpointError, match=r"no checkpoint to go on from, all are damaged: .*best\.ckpt"):
+        resumed(folder, quiet_trainer, 6)
+
+
+def test_ctrl_c_keeps_the_checkpoint_before_its_own(tmp_path, quiet_trainer):
+    folder = tmp_path / "checkpoints"
+    resumed(folder, quiet_trainer, 2)
+    interrupt = Interrupt(folder / "last.ckpt")
+    interrupt.is_requested = True
+    with pytest.raises(KeyboardInterrupt):
+        trainer = quiet_trainer(max_epochs=3, callbacks=[interrupt])
+        trainer.fit(Count(), loader())
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 1
+    assert read_checkpoint(folder / "last-previous.ckpt")["global_step"] == 4
