@@ -80,3 +80,17 @@ def test_reuse_prints_each_figure_beside_its_bar_and_trains_to_the_same_losses_a
         assert float(reference) == pytest.approx(float(own), abs=1e-4)
         assert float(difference) <= 1e-4
         assert verdict == "same"
+
+
+def test_checkpoints_prints_seal_and_check_beside_torch():
+    rows = rows_of("checkpoints.py")
+    for title in (
+        "torch.save and fsync",
+        "the seal",
+        "write_checkpoint",
+        "torch.load",
+        "the check",
+        "read_checkpoint",
+    ):
+        seconds, _, ratio = row_about(title, rows)
+        assert float(seconds) > 0 and float(ratio) > 0

@@ -3,7 +3,7 @@
 RUN/
   run.yaml             the options
   data.json            what was found in the data, and digests of its parts
-  checkpoints/         best.ckpt and last.ckpt
+  checkpoints/         best.ckpt, last.ckpt and the one before it
   logs/                curves: metrics.csv, and TensorBoard's files
   model.safetensors, headstart.json, tokenizer/      the artefact
 """
