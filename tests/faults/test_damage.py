@@ -187,6 +187,7 @@ def test_a_link_to_the_newest_file_has_a_previous_one_too(tmp_path, quiet_traine
     assert read_checkpoint(tmp_path / "kept" / "last-previous.ckpt")["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
     """The process ends before the n-th thing that it asks of the file system, for every n."""
     program = """

@@ -198,6 +198,7 @@ assert "Permission denied" in notes[0] and str(folder) in notes[0], notes
 """
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_named(program, tmp_path_factory):
     # Not in `tmp_path`, whose parents are closed to other users.
     import tempfile

