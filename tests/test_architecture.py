@@ -31,6 +31,7 @@ READING_ORDER = [
     "callback",
     # what a run is made of
     "hooks",
+    "signals",
     "seed",
     "blending",
     "allocator",
@@ -42,6 +43,8 @@ READING_ORDER = [
     "strategy",
     "logbook",
     "checkpoint",
+    "whereabouts",
+    "boundary",
     # the run
     "loop",
     "resume",

@@ -82,6 +82,7 @@ def fit(trainer: Trainer) -> None:
     hooks("on_train_start")
     trainer.observe_trainable_set()
     trainer.stand_again()
+    trainer.boundary.begin()
     while not trainer.is_done() or trainer.progress.is_inside_epoch:
         _train_epoch(trainer)
     hooks("on_train_end")
@@ -95,6 +96,7 @@ def _train_epoch(trainer: Trainer) -> None:
         trainer.reload_train_batches_if_due()
         logbook.begin_training_epoch()
         loaders.set_epoch(trainer.train_dataloader, progress.epoch)
+        trainer.boundary.open_epoch()
         trainer.establish_modes()
         hooks("on_train_epoch_start")
         # A callback may have thawed something just now.
@@ -109,15 +111,17 @@ def _train_epoch(trainer: Trainer) -> None:
             _after_batch(trainer)
             over = progress.is_last_batch or trainer.may_stop_within_epoch()
         if not over:
-            for batch_idx, batch, is_last in trainer.train_batches:
+            for batch_idx, batch, is_last in trainer.boundary.batches(trainer.train_batches):
                 progress.is_last_batch = is_last
                 trainer.share = trainer.strategy.share_of(trainer.train_dataloader, batch_idx)
                 if _train_batch(trainer, batch, batch_idx) == "skip the rest of the epoch":
                     break
+                trainer.signals.check(trainer.strategy)
                 _after_batch(trainer)
                 trainer.agree_to_stop(wait=is_last)
                 if trainer.may_stop_within_epoch():
                     break
+        trainer.boundary.close()
         progress.stage = "epoch_end"
         trainer.exchange_frozen_work()
         trainer.strategy.agree_on_statistics(trainer.lightning_module)
@@ -131,6 +135,7 @@ def _train_epoch(trainer: Trainer) -> None:
     progress.batch = 0
     progress.stage = "settled"
     progress.is_last_batch = False
+    trainer.signals.check(trainer.strategy)
 
 
 def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
@@ -171,11 +176,13 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         if trainer.share is not None:
             scaled = scaled * trainer.share.weight
         hooks("on_before_backward", scaled)
+        trainer.boundary.is_torn = before > 0  # the window's gradients, from here on
         module.backward(precision.scale(scaled))
         hooks("on_after_backward")
         progress.accumulated = before + 1
         if steps_now and optimizer is not None:
             _before_step(trainer, optimizer, batch_idx)
+            trainer.boundary.is_torn = True  # until the step is taken
         return loss
 
     if optimizer is None or not steps_now:
@@ -203,6 +210,7 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
             _step_schedulers(trainer, "step", watching=False)
         if progress.is_last_batch:
             _step_schedulers(trainer, "epoch", watching=False)
+    trainer.boundary.close()
     hooks("on_train_batch_end", outputs, batch, batch_idx)
     trainer.share = None
     return None
@@ -394,6 +402,7 @@ def evaluate(
                     output = real_values(step(*(batch, batch_idx, *tail)[:arity]))
                 hooks.current = ""
                 hooks(f"on_{kind}_batch_end", output, batch, batch_idx, *tail)
+                trainer.signals.check_alone(trainer.strategy)
                 logbook.close_evaluation_step()
         trainer.exchange_frozen_work()
         logbook.complete_evaluation()

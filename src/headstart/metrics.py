@@ -319,6 +319,11 @@ class Results:
         for entry in self._step_entries:
             entry.fresh = False
 
+    def keep_only(self, entries: Iterable[Entry]) -> None:
+        """Forget all but these entries."""
+        self.entries = {each.name: each for each in entries}
+        self._step_entries = [each for each in self.entries.values() if each.on_step]
+
     def reset(self) -> None:
         """Forget everything, and reset the metrics: an epoch begins."""
         for entry in self.entries.values():

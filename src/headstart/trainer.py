@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from headstart import freezing, loaders, loop, resume, settings
 from headstart.allocator import memory_kept
+from headstart.boundary import Boundary
 from headstart.callback import Callback
 from headstart.checkpoint import read_checkpoint, write_checkpoint
 from headstart.datamodule import DataHooks, LightningDataModule
@@ -37,7 +39,9 @@ from headstart.optim import (
 from headstart.plan import Plan
 from headstart.precision import Precision
 from headstart.seed import isolated_random_state
+from headstart.signals import Signals, SIGTERMException
 from headstart.strategy import Share, Strategy
+from headstart.whereabouts import advice_for, describe_failure
 
 Limit = int | float | None
 RunStage = Literal["fit", "validate", "test", "predict"]
@@ -244,6 +248,10 @@ class Trainer:
 
         self.logbook = Logbook(self)
 
+        # What becomes of a run that is ended from outside, or fails.
+        self.signals = Signals()
+        self.boundary = Boundary(self)
+
     # ---- the four runs
 
     def fit(
@@ -270,7 +278,8 @@ class Trainer:
         """
         if isinstance(train_dataloaders, LightningDataModule):
             datamodule, train_dataloaders = train_dataloaders, None
-        with self._run("fit", model, datamodule, train=train_dataloaders, val=val_dataloaders):
+        sources = {"train": train_dataloaders, "val": val_dataloaders}
+        with self.signals.listening(), self._run("fit", model, datamodule, **sources):
             self._set_up_fit(ckpt_path)
             loop.fit(self)
             self.hooks("on_fit_end")
@@ -365,8 +374,11 @@ class Trainer:
                 yield
             self.state.status, self.state.finished = "finished", True
         except BaseException as exception:
-            self.interrupted = isinstance(exception, KeyboardInterrupt)
+            self.interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
             self.state.status = "interrupted"
+            if self.boundary.is_running and isinstance(exception, Exception):
+                exception.add_note(f"{describe_failure(self)} {advice_for(self, exception)}".rstrip())
+            self.boundary.put_back()
             self.hooks("on_exception", exception)
             if self.datamodule is not None:
                 self.datamodule.on_exception(exception)
@@ -375,6 +387,7 @@ class Trainer:
             status = {"finished": "success", "interrupted": "interrupted"}.get(self.state.status, "failed")
             self.sanity_checking = False
             self.stage = None
+            self.boundary.end()
             self.logbook.end_evaluation()  # one that was cut short would take what the next fit logs
             self._each_data_hook("teardown", fn)
             for each in self.loggers:
@@ -510,6 +523,13 @@ class Trainer:
             with isolated_random_state():
                 loop.sanity_check(self)
         self.stage = "train"
+        saver = next((each for each in self.checkpoint_callbacks if each.saves_on_exception(self)), None)
+        self.boundary.is_kept = saver is not None
+        self.signals.consequence = (
+            "Nothing is saved: there is no ModelCheckpoint that does it. "
+            if saver is None
+            else f"The state goes to {saver.dirpath}. "
+        )
 
     def _configure_optimizers(self) -> None:
         self.hooks.current = "configure_optimizers"
@@ -906,6 +926,7 @@ class Trainer:
         )
         self.precision_plugin.unscale(optimizer)
         self.hooks("on_before_optimizer_step", optimizer)
+        self.boundary.is_torn = True  # until the batch is done
         if closure is None:
             taken = self.precision_plugin.step(optimizer, lambda: optimizer.step(**kwargs))
         else:
@@ -996,6 +1017,11 @@ class Trainer:
     def precision(self) -> str:
         """The number format's name."""
         return self.precision_plugin.name
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether SIGTERM has asked the fit that runs, or the last one, to end."""
+        return self.signals.received == signal.SIGTERM
 
     @property
     def is_fitting(self) -> bool:

@@ -303,9 +303,11 @@ class StopsAt(BaseException):
 
 @pytest.mark.parametrize(
     ("wanted", "expected"),
-    [(True, ["epoch=0-step=4.ckpt", "epoch=1-step=6.ckpt"]), (False, ["epoch=0-step=4.ckpt"])],
+    [(True, ["epoch=0-step=4.ckpt", "last.ckpt"]), (False, ["epoch=0-step=4.ckpt"])],
 )
-def test_an_exception_saves_what_was_learned_if_wanted(fit, scripted, tmp_path, wanted, expected):
+def test_an_exception_saves_what_was_learned_unless_that_is_turned_off(
+    fit, scripted, tmp_path, wanted, expected
+):
     class Fails(scripted):
         def training_step(self, batch, batch_idx):
             if self.global_step == 6:
@@ -315,6 +317,41 @@ def test_an_exception_saves_what_was_learned_if_wanted(fit, scripted, tmp_path, 
     with pytest.raises(StopsAt):
         fit(Fails(), ModelCheckpoint(dirpath=tmp_path, save_on_exception=wanted))
     assert names(tmp_path) == expected
+    if wanted:
+        assert load(tmp_path / "last.ckpt")["global_step"] == 6
+
+
+def test_of_several_callbacks_one_saves_on_an_exception_and_none_where_nothing_was_learned(
+    fit, scripted, tmp_path
+):
+    class Fails(scripted):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 2 or self.at_once:
+                raise StopsAt
+            return super().training_step(batch, batch_idx)
+
+    savers = [
+        ModelCheckpoint(dirpath=tmp_path / "weights", save_weights_only=True),
+        ModelCheckpoint(dirpath=tmp_path / "first", monitor="val_loss"),
+        ModelCheckpoint(dirpath=tmp_path / "second", monitor="val_loss", mode="max"),
+    ]
+    for Fails.at_once, expected in [(True, []), (False, ["first/last.ckpt"])]:
+        with pytest.raises(StopsAt):
+            fit(Fails(), *savers)
+        assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.ckpt")) == expected
+
+
+def test_a_state_that_cannot_be_saved_does_not_hide_the_exception(fit, scripted, tmp_path, capsys):
+    class Fails(scripted):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 2:
+                (tmp_path / "there").write_text("a file, where a folder should be")
+                raise StopsAt
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(StopsAt):
+        fit(Fails(), ModelCheckpoint(dirpath=tmp_path / "there"))
+    assert "its state could not be saved" in capsys.readouterr().err
 
 
 # ---- what is in a file

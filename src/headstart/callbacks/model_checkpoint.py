@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,10 @@ from headstart.errors import MisconfigurationError, did_you_mean
 if TYPE_CHECKING:
     from headstart.module import LightningModule
     from headstart.trainer import Trainer
+
+
+# A file in writing that did not grow for so long: its process is gone.
+_ABANDONED_AFTER = 300.0  # seconds
 
 
 class BestFiles:
@@ -113,7 +117,8 @@ class ModelCheckpoint(Callback):
         save_on_train_epoch_end: Save at the end of the training epoch (`True`) or of each validation (`False`). `None`:
             of the validation, where it runs more or less often than once an epoch; else of the epoch.
         enable_version_counter: Whether a name that is taken gets `-v1`, `-v2`, ...; otherwise it is replaced.
-        save_on_exception: Save when the run ends with an exception, Ctrl-C included.
+        save_on_exception: Save when an exception or a signal (Ctrl-C, SIGTERM) ends the run, as `last.ckpt`, from which
+            `ckpt_path="last"` goes on. Of several callbacks the first that wants it does.
 
     Raises:
         MisconfigurationError: If arguments make no sense, alone or together.
@@ -149,7 +154,7 @@ class ModelCheckpoint(Callback):
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
-        save_on_exception: bool = False,
+        save_on_exception: bool = True,
     ) -> None:
         super().__init__()
         check_mode(mode, owner="ModelCheckpoint")
@@ -183,6 +188,9 @@ class ModelCheckpoint(Callback):
         self.last_model_path = ""
         self.current_score: torch.Tensor | None = None
         self._last_saved_step = 0
+        # How far the run was when this fit began, and when `last.ckpt` was written.
+        self._begun_at: tuple[int, str] | None = None
+        self._last_saved_at: tuple[int, str] | None = None
         self._last_saved_time: float | None = None
         self._has_validated = False
         self._warned_of: set[str] = set()
@@ -273,13 +281,16 @@ class ModelCheckpoint(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the directory, which is the same on all processes."""
+        self._begun_at = self._last_saved_at = None
         if self.dirpath is None and stage == "fit":
             self.dirpath = trainer.strategy.broadcast(os.path.realpath(_default_directory(trainer)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock. What was loaded need not be saved again."""
+        """Start the clock. What was loaded need not be saved again; what a kill left half written can go."""
+        self._remove_abandoned(trainer)
         self._last_saved_step = trainer.global_step
         self._last_saved_time = time.monotonic()
+        self._begun_at = self._place(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -307,15 +318,44 @@ class ModelCheckpoint(Callback):
             self._save_if_epoch_is_due(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what was learned so far, if that is wanted."""
-        if (
-            self.save_on_exception
-            and trainer.state.fn == "fit"
-            and trainer.global_step > self._last_saved_step
-        ):
-            path = self._free_path(trainer, self._values(trainer))
-            self._write(trainer, path)
-            trainer.say(f"ModelCheckpoint: the run ends with {type(exception).__name__}; saved {path}.")
+        """Save what was learned so far, if that is wanted: the state after the last whole step."""
+        if not self.saves_on_exception(trainer) or trainer.state.fn != "fit" or self._begun_at is None:
+            return
+        if self._place(trainer) in {self._begun_at, self._last_saved_at}:
+            return  # nothing was learned since
+        ends = f"ModelCheckpoint: the run ends with {type(exception).__name__}; "
+        reason = ""
+        if trainer.signals.is_urgent:
+            reason = "it was to end at once"
+        elif trainer.boundary.is_torn:
+            reason = "it was raised in the middle of a step, and the weights are half of the next"
+        elif trainer.world_size > 1 and not trainer.signals.is_agreed:
+            reason = "the other processes do not know of it"
+        if reason:
+            newest = self.last_model_path or self.best_model_path
+            trainer.say(f"{ends}nothing is saved now, for {reason}. Saved before: {newest or 'nothing'}.")
+            return
+        try:
+            self._save_last(trainer, self._values(trainer), newest=None)
+        except Exception as error:  # noqa: BLE001 (the exception that ends the run must not be hidden by another one)
+            trainer.say(f"{ends}its state could not be saved: {error}")
+            return
+        trainer.say(
+            f"{ends}saved {self.last_model_path}. Go on from there: trainer.fit(..., ckpt_path={self.last_model_path!r})."
+        )
+
+    def saves_on_exception(self, trainer: Trainer) -> bool:
+        """Whether this callback is the one that saves when the run fails."""
+        savers = [
+            each
+            for each in trainer.checkpoint_callbacks
+            if each.save_on_exception and not each.save_weights_only
+        ]
+        return self in savers[:1]
+
+    @staticmethod
+    def _place(trainer: Trainer) -> tuple[int, str]:
+        return trainer.progress.total_batches, trainer.progress.stage
 
     def _saves_on_train_epoch_end(self, trainer: Trainer) -> bool:
         if self._save_on_train_epoch_end is not None:
@@ -383,6 +423,7 @@ class ModelCheckpoint(Callback):
         before = self.last_model_path
         path = self._free_path(trainer, values, pattern=self.CHECKPOINT_NAME_LAST, replaces=before)
         self.last_model_path = path
+        self._last_saved_at = self._place(trainer)
         # Should this file be damaged later, a run can go on from the one before it (`resume.last_checkpoints`).
         with keeping_previous(path, before=before) if trainer.is_global_zero else nullcontext():
             if self.save_last == "link" and newest is not None:
@@ -423,6 +464,15 @@ class ModelCheckpoint(Callback):
             is_ours = self.dirpath is not None and Path(self.dirpath) in Path(path).parents
             if path and is_ours and os.path.realpath(path) != resumed_from:
                 Path(path).unlink(missing_ok=True)
+
+    def _remove_abandoned(self, trainer: Trainer) -> None:
+        """Remove files that a killed process was writing: they are as large as checkpoints, and nobody's."""
+        if not trainer.is_global_zero or self.dirpath is None or not Path(self.dirpath).is_dir():
+            return
+        for path in Path(self.dirpath).glob(f".*{self.FILE_EXTENSION}.*.tmp"):
+            with suppress(OSError):  # another job may be doing the same
+                if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                    path.unlink()
 
     # ---- state
 

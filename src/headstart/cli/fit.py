@@ -39,14 +39,19 @@ def run(arguments: list[str]) -> int:
         arguments: What follows `headstart fit`.
 
     Returns:
-        0, or 130 after Ctrl-C.
+        0, or 130 after Ctrl-C. After SIGTERM the process ends with 143.
 
     Raises:
         HeadstartError: If options or data cannot be used, or the disk is full.
     """
+    from headstart.signals import SIGTERMException
+
     request = parse(arguments)
     try:
         return _fit(request)
+    except SIGTERMException:
+        print(f"\nEnded by SIGTERM, its state saved. Go on: {_command_to_go_on(request.options)}", flush=True)
+        raise
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -424,13 +429,16 @@ def _say_interrupted(
     *,
     what: str = "The model as far as it came in its first epoch",
 ) -> None:
-    from headstart.cli.output import command_line
-
     if best_epoch is not None:
         what = f"The model after epoch {best_epoch}, the best in validation so far,"
     print(f"\nInterrupted. {what} is saved in {folder.path}; it was not tested.")
-    again = command_line("headstart", "fit", options.data, "--out", str(folder.path), "--resume")
-    print(f"Go on: {again}")
+    print(f"Go on: {_command_to_go_on(options)}")
+
+
+def _command_to_go_on(options: FitOptions) -> str:
+    from headstart.cli.output import command_line
+
+    return command_line("headstart", "fit", options.data, "--out", str(options.out), "--resume")
 
 
 def _num_parameters(module: Any) -> int:

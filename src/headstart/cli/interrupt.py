@@ -1,4 +1,7 @@
-"""Ctrl-C that ends training between two batches, with everything saved."""
+"""Ctrl-C that ends training between two batches, so that what was learned becomes a model.
+
+SIGTERM is the trainer's own (`headstart.signals`): it saves the state, and nothing else, for a scheduler does not wait long.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Interrupt(Callback):
     Python's own `KeyboardInterrupt`, at once.
 
     Args:
-        checkpoint: The file to which the state goes.
+        checkpoint: The file to which the trainer's `ModelCheckpoint` saves the newest state.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -64,10 +67,8 @@ class Interrupt(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and end, if it was asked for."""
+        """End, if it was asked for; `ModelCheckpoint` saves."""
         if self.is_requested:
-            with keeping_previous(self.checkpoint):
-                trainer.save_checkpoint(self.checkpoint)
             raise KeyboardInterrupt
 
     def on_validation_batch_end(

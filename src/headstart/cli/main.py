@@ -83,7 +83,7 @@ def _with_clean_errors(name: str, arguments: list[str], *, debug: bool) -> int:
     except HeadstartError as error:
         if debug:
             traceback.print_exc()
-        print(f"headstart {name}: {error}", file=sys.stderr)
+        print(f"headstart {name}: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"headstart {name}: interrupted", file=sys.stderr)

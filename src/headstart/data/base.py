@@ -19,6 +19,9 @@ from headstart.data.splits import check_fractions, split_by_class
 from headstart.datamodule import LightningDataModule
 from headstart.errors import DataError, MisconfigurationError, did_you_mean
 
+# A loader's process that gives no batch for so long hangs: on a network file, on a lock.
+_LONGEST_WAIT = 600.0  # seconds
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -257,6 +260,7 @@ class ClassificationData(LightningDataModule):
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            timeout=_LONGEST_WAIT if self.num_workers else 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=self._collate(labelled=labelled),
         )

@@ -91,6 +91,7 @@ class Source:
             return
         self.num_workers: int = loader.num_workers
         self._worker_init_fn = loader.worker_init_fn
+        self._timeout = loader.timeout
         views = self.dataset if isinstance(self.dataset, Views) else None
         self.num_ids: int = len(self.dataset) if views is None else views.num_ids
         self.obstacle = self._probe()
@@ -211,6 +212,7 @@ class Source:
             batch_sampler=batches,
             num_workers=self.num_workers,
             worker_init_fn=self._worker_init_fn,
+            timeout=self._timeout,
             collate_fn=self.collate,
             generator=torch.Generator(),  # the global one is the training's
         )

@@ -48,6 +48,7 @@ _RANK_ZERO = _in(
     "rank_zero_only", "rank_zero_info", "rank_zero_warn", "rank_zero_debug", "rank_zero_deprecation",
 )  # fmt: skip
 _MISCONFIGURATION = {"MisconfigurationException": "headstart.errors:MisconfigurationError"}
+_EXCEPTIONS = {**_MISCONFIGURATION, "SIGTERMException": "headstart.signals"}
 _MOVE = {"move_data_to_device": "headstart.transfer:move_to_device"}
 _ATTRIBUTES = {"AttributeDict": "headstart.hparams:HyperParameters"}
 _WARNINGS = {
@@ -122,7 +123,7 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.utilities": {**_RANK_ZERO, **_MOVE, **_ATTRIBUTES},
     "pytorch_lightning.utilities.rank_zero": {**_RANK_ZERO, **_WARNINGS},
     "pytorch_lightning.utilities.distributed": _RANK_ZERO,  # 1.x
-    "pytorch_lightning.utilities.exceptions": _MISCONFIGURATION,
+    "pytorch_lightning.utilities.exceptions": _EXCEPTIONS,
     "pytorch_lightning.utilities.warnings": _WARNINGS,
     "pytorch_lightning.utilities.seed": _SEED,
     "pytorch_lightning.utilities.types": _TYPES,
