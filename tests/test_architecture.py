@@ -45,6 +45,8 @@ READING_ORDER = [
     "checkpoint",
     "whereabouts",
     "boundary",
+    "nonfinite",
+    "out_of_memory",
     # the run
     "loop",
     "resume",

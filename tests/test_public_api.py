@@ -85,7 +85,8 @@ def test_the_trainer_takes_these_arguments_and_methods():
         "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps",
         "enable_checkpointing", "enable_progress_bar", "enable_model_summary",
         "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark",
-        "inference_mode", "use_distributed_sampler", "detect_anomaly", "reload_dataloaders_every_n_epochs",
+        "inference_mode", "use_distributed_sampler", "detect_anomaly", "on_nan",
+        "on_out_of_memory", "reload_dataloaders_every_n_epochs",
         "reuse_frozen", "plan", "default_root_dir", "unknown",
     ]  # fmt: skip
     assert arguments_of(Trainer.fit)[:5] == [

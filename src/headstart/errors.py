@@ -43,6 +43,10 @@ class WriteError(HeadstartError, OSError):
         self.errno = number
 
 
+class NonFiniteError(HeadstartError, ArithmeticError):
+    """A loss or a gradient that is NaN or infinite: the message names the batch."""
+
+
 class DataError(HeadstartError, ValueError):
     """Data that cannot be used as it is: the message names the file or the row."""
 

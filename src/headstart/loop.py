@@ -86,6 +86,7 @@ def fit(trainer: Trainer) -> None:
     while not trainer.is_done() or trainer.progress.is_inside_epoch:
         _train_epoch(trainer)
     hooks("on_train_end")
+    trainer.nan_guard.report()
 
 
 def _train_epoch(trainer: Trainer) -> None:
@@ -152,14 +153,16 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         return "skip the rest of the epoch"
     window, steps_now = _window(trainer, batch_idx)
     outputs: dict[str, Any] | None = None
+    is_left_out = False  # for a loss that is not finite
     automatic = module.automatic_optimization
     before = progress.accumulated  # L-BFGS runs the closure several times: each begins from here
     optimizer = trainer.optimizers[0] if trainer.optimizers and automatic else None
     is_others = trainer.share is not None and trainer.share.is_empty  # a sample that another process has too
 
-    def closure() -> torch.Tensor | None:
-        """Run `training_step` and the backward pass; give the loss."""
-        nonlocal outputs
+    def compute(batch: Any, share: float | None = None, is_first: bool = True) -> torch.Tensor | None:
+        """Run `training_step` and the backward pass, of the batch or of a part of it; give the loss."""
+        nonlocal outputs, is_left_out
+        trainer.current_batch = batch
         hooks.current = "training_step"
         if precision.is_plain and not is_others:
             output = trainer.training_step(*(batch, batch_idx)[: trainer.training_step_arity])
@@ -167,20 +170,41 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
             with precision.forward_context(), metrics_kept(module) if is_others else nullcontext():
                 output = trainer.training_step(*(batch, batch_idx)[: trainer.training_step_arity])
         outputs, loss = _read_output(output, automatic=automatic)
+        if loss is not None and not trainer.nan_guard.accepts_loss(loss):
+            loss, outputs, is_left_out = None, None, True
         if loss is None or not automatic:
             return None
-        if before == 0 and optimizer is not None:
+        if before == 0 and optimizer is not None and is_first:
             hooks("on_before_zero_grad", optimizer)
             module.optimizer_zero_grad(progress.epoch, batch_idx, optimizer)
         scaled = loss if window == 1 else loss / window
         if trainer.share is not None:
             scaled = scaled * trainer.share.weight
+        scaled = scaled if share is None else scaled * share
         hooks("on_before_backward", scaled)
         trainer.boundary.is_torn = before > 0  # the window's gradients, from here on
         module.backward(precision.scale(scaled))
         hooks("on_after_backward")
         progress.accumulated = before + 1
-        if steps_now and optimizer is not None:
+        return loss
+
+    def closure() -> torch.Tensor | None:
+        """Compute the batch's gradients, and see that a step can be taken with them; give the loss."""
+        nonlocal is_left_out
+        is_left_out = False
+        if trainer.batch_splitter is None:
+            loss = compute(batch)
+        else:
+            loss = trainer.batch_splitter.run(compute, batch, may_repeat=before == 0)
+            if loss is not None and outputs is not None:
+                outputs["loss"] = loss.detach().clone()
+        if steps_now and optimizer is not None and (loss is not None or is_left_out):
+            if progress.accumulated and not trainer.nan_guard.accepts_gradients(optimizer):
+                progress.accumulated = 0
+            if not progress.accumulated:
+                # An overridden optimizer_step may step anyway: without gradients nothing moves.
+                optimizer.zero_grad(set_to_none=True)
+                return None
             _before_step(trainer, optimizer, batch_idx)
             trainer.boundary.is_torn = True  # until the step is taken
         return loss
@@ -210,6 +234,7 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
             _step_schedulers(trainer, "step", watching=False)
         if progress.is_last_batch:
             _step_schedulers(trainer, "epoch", watching=False)
+    trainer.current_batch = batch
     trainer.boundary.close()
     hooks("on_train_batch_end", outputs, batch, batch_idx)
     trainer.share = None

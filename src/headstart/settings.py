@@ -68,6 +68,12 @@ def check_settings(settings: dict[str, Any]) -> None:
         )
     if settings["num_nodes"] < 1:
         raise MisconfigurationError(f"num_nodes is {settings['num_nodes']}; expected 1 or more.")
+    for name, words in {"on_nan": ("warn", "raise", "skip"), "on_out_of_memory": ("raise", "split")}.items():
+        if settings[name] not in words:
+            raise MisconfigurationError(
+                f"{name} is {settings[name]!r}; expected {' or '.join(map(repr, words))}."
+                f"{did_you_mean(str(settings[name]), words)}"
+            )
 
 
 _STRATEGIES = ("auto", "single_device", "ddp", "ddp_find_unused_parameters_true", "fsdp")
@@ -147,6 +153,21 @@ def _count(devices: Any) -> int | None:
     if count < 1:
         raise MisconfigurationError(f"devices is {devices!r}; expected 1 or more, or -1 for all.")
     return count
+
+
+def check_faults(*, on_nan: str, splits: bool, automatic: bool, closure: bool) -> None:
+    """Raise where a batch cannot be left out or split, because the program or its optimizer takes the step itself.
+
+    Raises:
+        MisconfigurationError: With the setting and the reason.
+    """
+    reason = "an optimizer that calls its closure several times" if closure else "manual optimization"
+    if automatic and not closure:
+        return
+    if on_nan == "skip":
+        raise MisconfigurationError(f"on_nan='skip' does not work with {reason}. Use 'raise' or 'warn'.")
+    if splits:
+        raise MisconfigurationError(f"on_out_of_memory='split' does not work with {reason}.")
 
 
 def choose_device(accelerator: str, devices: Any) -> torch.device:

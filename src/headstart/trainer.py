@@ -29,6 +29,7 @@ from headstart.hooks import Hooks, check_names, is_overridden
 from headstart.logbook import Logbook
 from headstart.metrics import metrics_kept
 from headstart.module import LightningModule
+from headstart.nonfinite import NonFiniteGuard, OnNaN
 from headstart.optim import (
     ManagedOptimizer,
     SchedulerConfig,
@@ -36,6 +37,7 @@ from headstart.optim import (
     read_configuration,
     sync_scheduler,
 )
+from headstart.out_of_memory import BatchSplitter
 from headstart.plan import Plan
 from headstart.precision import Precision
 from headstart.seed import isolated_random_state
@@ -85,6 +87,11 @@ class Trainer:
         inference_mode: Use `torch.inference_mode` in validate, test and predict; else `torch.no_grad`.
         use_distributed_sampler: With several processes, give each its share of the samples.
         detect_anomaly: Find the operation that made a NaN gradient; slow.
+        on_nan: What to do about a loss or gradient that is NaN or infinite: `"warn"` says it, up to `log_every_n_steps`
+            later; `"raise"` stops before the weights see it, and names the samples; `"skip"` leaves the batch out, and
+            counts it. The last two wait for the device in every step.
+        on_out_of_memory: `"split"` computes a batch that does not fit in parts, for losses that are means over samples;
+            `"raise"` says what to do.
         reload_dataloaders_every_n_epochs: Ask for the loaders anew every so many epochs; 0 for once.
         reuse_frozen: Compute the output of what is frozen once for each sample: `"auto"`; `"exact"`, in the loader's own
             batches only; a `headstart.deferred.Reuse`, for its settings; `False` computes it in every epoch.
@@ -139,6 +146,8 @@ class Trainer:
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
         detect_anomaly: bool = False,
+        on_nan: OnNaN = "warn",
+        on_out_of_memory: Literal["raise", "split"] = "raise",
         reload_dataloaders_every_n_epochs: int = 0,
         reuse_frozen: Literal["auto", "exact", False] | Reuse = "auto",
         plan: Plan | str | Mapping[str, Any] | None = None,
@@ -251,6 +260,8 @@ class Trainer:
         # What becomes of a run that is ended from outside, or fails.
         self.signals = Signals()
         self.boundary = Boundary(self)
+        self.nan_guard = NonFiniteGuard(self, on_nan)
+        self.batch_splitter = BatchSplitter(self) if on_out_of_memory == "split" else None
 
     # ---- the four runs
 
@@ -376,7 +387,9 @@ class Trainer:
         except BaseException as exception:
             self.interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
             self.state.status = "interrupted"
-            if self.boundary.is_running and isinstance(exception, Exception):
+            if self.boundary.is_running and isinstance(
+                exception, Exception
+            ):  # a signal says enough by itself
                 exception.add_note(f"{describe_failure(self)} {advice_for(self, exception)}".rstrip())
             self.boundary.put_back()
             self.hooks("on_exception", exception)
@@ -494,6 +507,7 @@ class Trainer:
         if not continuing:
             self.progress = loop.Progress()
             self.logbook.forget()
+        self.nan_guard.begin((self._memory or {}).get("left_out", ()))
         self._fitted = module
         self.hooks("on_model_built")
         if checkpoint is not None:
@@ -524,7 +538,8 @@ class Trainer:
                 loop.sanity_check(self)
         self.stage = "train"
         saver = next((each for each in self.checkpoint_callbacks if each.saves_on_exception(self)), None)
-        self.boundary.is_kept = saver is not None
+        undoes_steps = self.nan_guard.setting != "warn" or self.batch_splitter is not None
+        self.boundary.is_kept = saver is not None or undoes_steps
         self.signals.consequence = (
             "Nothing is saved: there is no ModelCheckpoint that does it. "
             if saver is None
@@ -548,6 +563,12 @@ class Trainer:
                 "__init__, and step them in training_step with self.optimizers()."
             )
         self.optimizer_needs_closure = any(map(needs_closure, self.optimizers))
+        settings.check_faults(
+            on_nan=self.nan_guard.setting,
+            splits=self.batch_splitter is not None,
+            automatic=automatic,
+            closure=self.optimizer_needs_closure,
+        )
         self.manual_optimizers = [
             ManagedOptimizer(each, self.manual_step, toggle=_toggling(self.lightning_module))
             for each in self.optimizers
@@ -580,6 +601,8 @@ class Trainer:
         if memory is None or "progress" not in memory:
             return
         progress = self.progress
+        if "data" in memory and self.train_dataloader is not None:
+            resume.check_data(self, memory["data"])
         if progress.batch and not progress.is_last_batch and progress.stage != "epoch_end":
             resume.check_step_size(self, memory)
             self.train_batches.resume(memory["order"], batch=progress.batch)
@@ -1017,6 +1040,11 @@ class Trainer:
     def precision(self) -> str:
         """The number format's name."""
         return self.precision_plugin.name
+
+    @property
+    def skipped_batches(self) -> list[str]:
+        """What `on_nan="skip"` has left out: where, which samples, and why."""
+        return self.nan_guard.skipped
 
     @property
     def received_sigterm(self) -> bool:

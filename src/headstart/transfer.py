@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from headstart.errors import MisconfigurationError
+
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
     """Give `batch` with everything in it that has `.to(device)` on `device`.
@@ -40,6 +42,54 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
             batch, **{each.name: move_to_device(getattr(batch, each.name), device) for each in fields(batch)}
         )
     return batch
+
+
+def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
+    """Give the parts of a batch: its first `sizes[0]` samples, and so on.
+
+    Args:
+        batch: As for `move_to_device`. Tensors and lists with an entry a sample are cut; single values are in each part.
+        sizes: How many samples each part has.
+
+    Raises:
+        MisconfigurationError: If a tensor does not have the samples in its first dimension.
+
+    Example:
+        >>> split_batch({"x": torch.arange(3), "names": ["a", "b", "c"], "scale": 2.0}, [2, 1])[1]
+        {'x': tensor([2]), 'names': ['c'], 'scale': 2.0}
+    """
+    total = sum(sizes)
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    return [_cut(batch, start, start + size, total) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _cut(batch: Any, start: int, stop: int, total: int) -> Any:
+    if isinstance(batch, torch.Tensor):
+        if batch.ndim == 0:
+            return batch
+        if batch.shape[0] != total:
+            raise MisconfigurationError(
+                f"a tensor of the batch has the shape {tuple(batch.shape)}; expected its {total} samples in the first "
+                "dimension"
+            )
+        return batch[start:stop]
+    if isinstance(batch, Mapping):
+        cut = {key: _cut(value, start, stop, total) for key, value in batch.items()}
+        return cut if type(batch) is dict else type(batch)(cut)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_cut(value, start, stop, total) for value in batch))
+    if type(batch) in {list, tuple}:
+        if len(batch) == total and batch and isinstance(batch[0], str | bytes | int | float):
+            return batch[start:stop]
+        return type(batch)(_cut(value, start, stop, total) for value in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(
+            batch,
+            **{each.name: _cut(getattr(batch, each.name), start, stop, total) for each in fields(batch)},
+        )
+    if batch is None or isinstance(batch, str | bytes | int | float):
+        return batch
+    raise MisconfigurationError(f"the batch holds a {type(batch).__name__}, and nothing says how to cut it")
 
 
 def batch_size_of(batch: Any) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subset
 
 from headstart.deferred.source import index_loader, is_foreseeable
@@ -54,6 +55,20 @@ def say_that_it_waits(trainer: Trainer) -> None:
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or a CPU.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+        True
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(
+        re.search(r"can't allocate memory|not enough memory|out of memory", str(error))
+    )
+
+
 def advice_for(trainer: Trainer, exception: BaseException) -> str:
     """Give what to do about failures of a loader whose message does not say so; else an empty string."""
     text = str(exception)
@@ -66,6 +81,12 @@ def advice_for(trainer: Trainer, exception: BaseException) -> str:
         return (
             "A loader's process was ended from outside. Most often memory ran out: use fewer workers (num_workers) or "
             "smaller batches."
+        )
+    if is_out_of_memory(exception) and trainer.batch_splitter is None:
+        return (
+            "Memory ran out. Halve the loader's batch_size and double accumulate_grad_batches: a step then has as many "
+            "samples as before. Or let Trainer(on_out_of_memory='split') do so where it is needed, for losses that are "
+            "means over samples."
         )
     if "DataLoader timed out" in text:
         return (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.callback import Callback
-from headstart.checkpoint import keeping_previous, newest_whole, previous_path
+from headstart.checkpoint import newest_whole, previous_path
 
 if TYPE_CHECKING:
     from headstart.datamodule import LightningDataModule
