@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from headstart import __version__, freezing
+from headstart import __version__, freezing, loaders
 from headstart.checkpoint import load_weights, newest_whole, previous_path
 from headstart.errors import CheckpointError, MisconfigurationError
 from headstart.hparams import refuse_unreadable
-from headstart.loaders import step_size
 from headstart.loop import Progress
 from headstart.metrics import load_metric_states, metric_states
 from headstart.optim import group_names, regroup, sync_scheduler
@@ -95,13 +94,57 @@ def _state_of_process(trainer: Trainer) -> dict[str, Any]:
         else trainer.train_batches.random_state(),
         "logbook": logbook.state_dict(module),
     }
+    if trainer.train_dataloader is not None:
+        state["data"] = data_sizes(trainer)
+    if trainer.skipped_batches:
+        state["left_out"] = list(trainer.skipped_batches)
     if progress.is_inside_epoch:
         state["order"] = trainer.train_batches.state_dict()
-        state["step_size"] = step_size(trainer.train_dataloader)
         # An evaluation that is running is over on a resume, or begins anew: its metrics begin anew either way.
         evaluated = logbook.evaluation.entries.values() if logbook.evaluation is not None else ()
         state["metric_states"] = metric_states(module, leave_out=[entry.metric for entry in evaluated])
     return state
+
+
+def data_sizes(trainer: Trainer) -> dict[str, int]:
+    """How many samples and batches the training data has, and a step of all processes, where that is known."""
+    loader = trainer.train_dataloader
+    found = {
+        "samples": loaders.length_of(getattr(loader, "dataset", None)),
+        "batches": loaders.length_of(loader),
+        "samples a step": loaders.step_size(loader),
+    }
+    return {name: count for name, count in found.items() if count is not None}
+
+
+def check_data(trainer: Trainer, before: Mapping[str, int]) -> None:
+    """See whether the training data is as large as it was: in the middle of an epoch its order is drawn from that.
+
+    Raises:
+        CheckpointError: If the run goes on in the middle of an epoch, and the data has another size.
+    """
+    now, progress = data_sizes(trainer), trainer.progress
+    changed = [
+        f"{before[name]:,} {name} then, {now[name]:,} now"
+        for name in before
+        if name in now and now[name] != before[name]
+    ]
+    if not changed:
+        return
+    source = trainer.ckpt_path or "The last fit"
+    is_inside = progress.batch > 0 and not progress.is_last_batch and progress.stage != "epoch_end"
+    if is_inside:
+        raise CheckpointError(
+            f"{source} is from the middle of epoch {progress.epoch}, after batch {progress.batch}, and the training data has "
+            f"changed since: {', '.join(changed)}. Which samples are left of that epoch cannot be known. Give the data and "
+            "the batch size as they were, or go on from a checkpoint of an epoch's end, or begin a new fit from the "
+            "weights alone: load_from_checkpoint."
+        )
+    if trainer.ckpt_path is not None:
+        trainer.warn(
+            f"{source}: the training data has changed since: {', '.join(changed)}. Epoch {progress.epoch} begins with the new "
+            "data; the result is not that of an uncut run, and schedules that count batches were made for the old."
+        )
 
 
 def optimizer_state(trainer: Trainer) -> dict[str, Any]:
@@ -196,7 +239,7 @@ def own_state(trainer: Trainer, state: Mapping[str, Any], *, source: str) -> dic
     """Give of what `training_state` gave what is this process's.
 
     A run may go on in another number of processes: at an epoch's boundary as if nothing had happened, but for random numbers
-    beside those of the order; in the middle of an epoch if all take as many samples a step as before (`check_step_size`).
+    beside those of the order; in the middle of an epoch if all take as many samples a step as before (`check_data`).
     """
     before, now = state.get("num_processes", 1), trainer.world_size
     if "progress" not in state or (before == now and trainer.is_global_zero):
@@ -209,21 +252,6 @@ def own_state(trainer: Trainer, state: Mapping[str, Any], *, source: str) -> dic
         f"{source} is of {before} processes, and now there are {now}: of the epoch under way, what was logged counts from here on."
     )
     return {**state, "logbook": {**state["logbook"], "training": {}}, "metric_states": {}}
-
-
-def check_step_size(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Refuse to go on in the middle of an epoch whose steps were of another size: nobody could say where.
-
-    Raises:
-        CheckpointError: With both sizes.
-    """
-    before, now = state.get("step_size"), step_size(trainer.train_dataloader)
-    if before != now and state.get("num_processes", 1) != trainer.world_size:
-        raise CheckpointError(
-            f"{trainer.ckpt_path} is of the middle of an epoch, in which {state.get('num_processes', 1)} processes took {before} "
-            f"samples a step; now {trainer.world_size} take {now}. Set the loader's batch_size so that it is as many again, or go "
-            "on from a checkpoint of an epoch's end."
-        )
 
 
 def restore_training(

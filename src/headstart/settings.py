@@ -155,12 +155,17 @@ def _count(devices: Any) -> int | None:
     return count
 
 
-def check_faults(*, on_nan: str, splits: bool, automatic: bool, closure: bool) -> None:
+def check_faults(*, on_nan: str, splits: bool, automatic: bool, closure: bool, alone: bool) -> None:
     """Raise where a batch cannot be left out or split, because the program or its optimizer takes the step itself.
 
     Raises:
         MisconfigurationError: With the setting and the reason.
     """
+    if splits and not alone:
+        raise MisconfigurationError(
+            "on_out_of_memory='split' works in one process: the others would not know of the parts. Give smaller batches, and "
+            "accumulate_grad_batches."
+        )
     reason = "an optimizer that calls its closure several times" if closure else "manual optimization"
     if automatic and not closure:
         return

@@ -568,6 +568,7 @@ class Trainer:
             splits=self.batch_splitter is not None,
             automatic=automatic,
             closure=self.optimizer_needs_closure,
+            alone=self.world_size == 1,
         )
         self.manual_optimizers = [
             ManagedOptimizer(each, self.manual_step, toggle=_toggling(self.lightning_module))
@@ -604,7 +605,6 @@ class Trainer:
         if "data" in memory and self.train_dataloader is not None:
             resume.check_data(self, memory["data"])
         if progress.batch and not progress.is_last_batch and progress.stage != "epoch_end":
-            resume.check_step_size(self, memory)
             self.train_batches.resume(memory["order"], batch=progress.batch)
         # A run that goes on in the same process has its global random state; so has a process that was not there before.
         is_own = self.ckpt_path is not None and self.global_rank < memory.get("num_processes", 1)

@@ -148,7 +148,7 @@ def test_a_run_goes_on_within_an_accumulation_window(run):
 def test_a_checkpoint_of_one_process_goes_on_in_several(run):
     found = run("from_one_process")
     assert max(found["differences"].values()) < ROUNDING
-    assert "Set the loader's batch_size so that it is as many again" in found["message"]
+    assert f"{2 * run.size} samples a step then, {3 * run.size} now" in found["message"]
 
 
 def test_a_checkpoint_of_several_processes_goes_on_in_one(run, quiet_trainer):
