@@ -202,6 +202,23 @@ def test_a_resumed_run_is_bit_for_bit_the_one_that_nobody_interrupted(
     assert here["history"]["epochs"] == there["history"]["epochs"]
 
 
+def test_sigterm_saves_the_state_and_says_how_to_go_on(
+    finished, solar_cells, fit_in_second_process, small_settings, tmp_path
+):
+    process = fit_in_second_process(solar_cells, "--out", tmp_path / "run", *small_settings)
+    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+    process.terminate()
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 143, errors
+    assert "SIGTERM: the run ends after this step" in errors
+    assert "Traceback" not in errors
+    assert f"headstart fit {solar_cells} --out {tmp_path / 'run'} --resume" in printed
+    process = fit_in_second_process(solar_cells, "--out", tmp_path / "run", "--resume")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert weights(tmp_path / "run") == weights(finished[0])
+
+
 def test_a_kill_leaves_the_last_checkpoint_whole(
     finished, solar_cells, fit_in_second_process, small_settings, tmp_path
 ):
