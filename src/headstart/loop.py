@@ -117,9 +117,10 @@ def _train_epoch(trainer: Trainer) -> None:
                 trainer.share = trainer.strategy.share_of(trainer.train_dataloader, batch_idx)
                 if _train_batch(trainer, batch, batch_idx) == "skip the rest of the epoch":
                     break
-                trainer.signals.check(trainer.strategy)
+                trainer.agree_between_batches()
                 _after_batch(trainer)
-                trainer.agree_to_stop(wait=is_last)
+                if is_last:
+                    trainer.agree_to_stop()
                 if trainer.may_stop_within_epoch():
                     break
         trainer.boundary.close()
@@ -130,7 +131,7 @@ def _train_epoch(trainer: Trainer) -> None:
         hooks("on_train_epoch_end")
     logbook.close_training_epoch()
     _step_schedulers(trainer, "epoch", watching=True)
-    trainer.agree_to_stop(wait=True)
+    trainer.agree_to_stop()
     trainer.compare_processes()
     progress.epoch += 1
     progress.batch = 0
@@ -392,7 +393,7 @@ def validate_within_fit(trainer: Trainer) -> None:
     trainer.strategy.agree_on_statistics(trainer.lightning_module)
     evaluate(trainer, "validation", trainer.validation_loaders, trainer.num_val_batches)
     trainer.stage = "train"
-    trainer.agree_to_stop(wait=True)
+    trainer.agree_to_stop()
     trainer.observe_trainable_set()
 
 

@@ -103,6 +103,7 @@ def choose_strategy(
     from headstart.strategy.processes import from_environment
 
     if isinstance(given, Strategy):
+        given.place(choose_device(accelerator, "auto"), _count(devices))
         return given
     if given not in _STRATEGIES:
         raise MisconfigurationError(

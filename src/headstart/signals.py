@@ -81,8 +81,17 @@ class Signals:
         else:
             asked = self.received is not None
         if asked:
-            self.is_agreed = True
-            self._raise()
+            self.end()
+
+    def end(self) -> NoReturn:
+        """End the run, here as in every process.
+
+        Raises:
+            KeyboardInterrupt: If Ctrl-C asked for it.
+            SIGTERMException: If SIGTERM did, or another process.
+        """
+        self.is_agreed = True
+        self._raise()
 
     def check_alone(self, strategy: Strategy) -> None:
         """As `check`, where only a run of one process may end."""

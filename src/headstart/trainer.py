@@ -405,6 +405,7 @@ class Trainer:
             self._each_data_hook("teardown", fn)
             for each in self.loggers:
                 each.finalize(status if self.interrupted or status == "success" else "failed")
+            self.strategy.teardown()
             self.hooks.current = ""
 
     def _attach(
@@ -785,20 +786,27 @@ class Trainer:
             epochs_done = self.progress.epoch
         return epochs_done >= (self.min_epochs or 0) and self.progress.global_step >= (self.min_steps or 0)
 
-    def agree_to_stop(self, *, wait: bool) -> None:
-        """Take up whether any process has decided to stop; all then stop after the same batch.
+    def agree_between_batches(self) -> None:
+        """End the run, if a signal asked for that; take up that another process has decided to stop.
 
-        Args:
-            wait: Whether what was decided just now counts already: at an epoch's end. Between batches it counts after the
-                next, so that nobody has to wait.
+        Of several processes nobody waits for the others: what one knows now, all do after the next batch.
         """
         if self.world_size == 1:
+            self.signals.check(self.strategy)
             return
-        if wait:
-            self._has_others_stop |= self.strategy.reduce_boolean_decision(self.should_stop, all=False)
-        else:
-            self._has_others_stop |= self.strategy.any_by_now(self.should_stop)
-        self.should_stop |= self._has_others_stop
+        is_signalled, stops = self.strategy.any_by_now([self.signals.received is not None, self.should_stop])
+        if is_signalled:
+            self.signals.end()
+        self._take_up(stops)
+
+    def agree_to_stop(self) -> None:
+        """Take up whether any process has decided to stop: all then stop at the same place."""
+        if self.world_size > 1:
+            self._take_up(self.strategy.reduce_boolean_decision(self.should_stop, all=False))
+
+    def _take_up(self, stops: bool) -> None:
+        self._has_others_stop |= stops
+        self.should_stop |= stops
 
     @property
     def estimated_stepping_batches(self) -> int | float:

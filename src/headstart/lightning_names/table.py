@@ -138,6 +138,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "pytorch_lightning.demos": {},
     "pytorch_lightning.demos.boring_classes": _DEMOS,
+    "pytorch_lightning.strategies": _in("headstart.strategy", "DDPStrategy", "FSDPStrategy", "Strategy"),
     # ---- what lies under it
     "lightning_fabric": _in("headstart.seed", "seed_everything"),
     "lightning_fabric.utilities": {**_RANK_ZERO, **_MOVE},
@@ -151,7 +152,6 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.cli": {},
     "pytorch_lightning.plugins": {},
     "pytorch_lightning.profilers": {},
-    "pytorch_lightning.strategies": {},
     "pytorch_lightning.tuner": {},
     # ---- helpers of the peer's own tests
     "tests_pytorch.helpers.runif": _in("headstart.lightning_names.requirements", "RunIf"),

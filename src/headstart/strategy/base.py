@@ -70,6 +70,10 @@ class Strategy(ABC):
         """The device of this process."""
         return self.device
 
+    def place(self, device: torch.device, num_devices: int | None) -> None:
+        """Take the device, and how many there are on a machine, from the trainer, where nothing was said before."""
+        return
+
     def connect(self) -> None:
         """Meet the other processes, before a run begins; once is enough."""
         return
@@ -157,9 +161,9 @@ class Strategy(ABC):
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002 (the field's name)
         """Whether all (or any) of the processes decided so."""
 
-    def any_by_now(self, decision: bool) -> bool:
-        """Whether any process had decided so at its last call: like `reduce_boolean_decision`, without waiting for it."""
-        return decision
+    def any_by_now(self, decisions: list[bool]) -> list[bool]:
+        """Whether any process had decided so at its last call, of each decision: agreed on without waiting for anybody."""
+        return decisions
 
     @abstractmethod
     def broadcast(self, value: Any, src: int = 0) -> Any:

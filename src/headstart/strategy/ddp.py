@@ -21,13 +21,17 @@ class DDPStrategy(DistributedStrategy):
     frozen work is reused, that takes `reuse_frozen="exact"`, in one process too.)
 
     Args:
-        device: Of this process.
+        device: Of this process; `None` is what the trainer is told.
         find_unused_parameters: Look in every step for trainable parameters that had no part in the loss; slower.
         settings: `devices`, `shares_loaders` and `checks` of `DistributedStrategy`.
     """
 
     def __init__(
-        self, device: torch.device | str = "cpu", *, find_unused_parameters: bool = False, **settings: Any
+        self,
+        device: torch.device | str | None = None,
+        *,
+        find_unused_parameters: bool = False,
+        **settings: Any,
     ) -> None:
         super().__init__(device, **settings)
         self._find_unused_parameters = find_unused_parameters
@@ -42,8 +46,9 @@ class DDPStrategy(DistributedStrategy):
             return
         steps = Steps(module)
         frozen = [name for name, parameter in steps.named_parameters() if not parameter.requires_grad]
+        buffers = [name for name, _ in steps.named_buffers()]  # `agree_on_statistics` does what they need
         ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001
-        ignore(steps, frozen)
+        ignore(steps, [*frozen, *buffers])
         self._wrapped = DistributedDataParallel(
             steps,
             device_ids=[self.device] if self.device.type == "cuda" else None,
@@ -51,7 +56,6 @@ class DDPStrategy(DistributedStrategy):
             # another step: with three processes or more, sums would be rounded otherwise.
             find_unused_parameters=self._find_unused_parameters
             or torch.are_deterministic_algorithms_enabled(),
-            broadcast_buffers=False,  # `agree_on_statistics` does what is needed, when it is needed
             init_sync=False,  # they are the same already
         )
 

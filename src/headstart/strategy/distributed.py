@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -33,8 +34,8 @@ class DistributedStrategy(Strategy):
     out so that each is seen once, and an uneven last batch counts by its samples (for a loss that is a mean over them).
 
     Args:
-        device: Of this process.
-        devices: How many processes to start where torchrun has not.
+        device: Of this process; `None` is what the trainer is told.
+        devices: How many processes to start where torchrun has not; likewise.
         shares_loaders: Deal the samples of loaders out; else loaders are what each process makes them.
         checks: At the end of every epoch, compare weights and buffers between processes, and raise if they differ.
 
@@ -44,28 +45,37 @@ class DistributedStrategy(Strategy):
 
     def __init__(
         self,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         *,
-        devices: int = 1,
+        devices: int | None = None,
         shares_loaders: bool = True,
         checks: bool = False,
     ) -> None:
         self.processes: Processes | None = from_environment()
-        self._devices = devices
-        self.device = torch.device(device)
+        self._has_device, self._devices = device is not None, devices
         if self.processes is not None:
             self.world_size = self.processes.size
             self.global_rank = self.processes.rank
             self.local_rank = self.processes.local_rank
             self.node_rank = self.processes.node
-            if self.device.type == "cuda":
-                self.device = torch.device("cuda", self.local_rank)
         else:
-            self.world_size = devices
+            self.world_size = devices or 1
+        self.device = self._own(torch.device(device or "cpu"))
         self.checks = checks
         self.shares_loaders = shares_loaders
         self._pending: tuple[Any, Tensor] | None = None
         self._machines: Machines | None = None
+
+    def _own(self, device: torch.device) -> torch.device:
+        """Give of all devices of a kind the one that is this process's."""
+        return torch.device("cuda", self.local_rank) if device.type == "cuda" else device
+
+    def place(self, device: torch.device, num_devices: int | None) -> None:
+        """Take the device, and how many there are on a machine, where nothing was said before."""
+        if not self._has_device:
+            self.device = self._own(device)
+        if self._devices is None and self.processes is None:
+            self._devices = self.world_size = num_devices or 1
 
     # ---- the module
 
@@ -76,13 +86,16 @@ class DistributedStrategy(Strategy):
             SystemExit: Where the program was started anew, when it is over.
         """
         if self.processes is None:
-            start_program_again(self._devices)
+            start_program_again(self._devices or 1)
+        assert self.processes is not None, "the program was started anew otherwise"
         if not dist.is_initialized():
             is_cuda = self.device.type == "cuda"
             if is_cuda:
                 torch.cuda.set_device(self.device)
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if is_cuda else "gloo", device_id=self.device if is_cuda else None
+                "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
+                device_id=self.device if is_cuda else None,
+                **_where_to_meet(self.processes),
             )
             atexit.register(_disconnect)
 
@@ -216,15 +229,15 @@ class DistributedStrategy(Strategy):
         number = self.reduce(torch.tensor(int(decision)), "min" if all else "max")
         return bool(number.item())
 
-    def any_by_now(self, decision: bool) -> bool:
-        """Whether any process had decided so at its last call."""
-        found = False
+    def any_by_now(self, decisions: list[bool]) -> list[bool]:
+        """Whether any process had decided so at its last call, of each decision."""
+        found = [False] * len(decisions)
         if self._pending is not None:
-            work, number = self._pending
+            work, numbers = self._pending
             work.wait()
-            found = bool(number.item())
-        number = torch.tensor(int(decision))
-        self._pending = (dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True), number)
+            found = [bool(number) for number in numbers.tolist()]
+        numbers = torch.tensor(decisions, dtype=torch.int32)
+        self._pending = (dist.all_reduce(numbers, dist.ReduceOp.MAX, async_op=True), numbers)
         return found
 
     def broadcast(self, value: Any, src: int = 0) -> Any:
@@ -261,9 +274,7 @@ class DistributedStrategy(Strategy):
         return float((self.reduce(values, "max") - self.reduce(values, "min")).abs().max())
 
     def teardown(self) -> None:
-        """Let the last agreement come to its end."""
-        if self._pending is not None:
-            self._pending[0].wait()
+        """Let go of what was not agreed on to the end: the next run begins without it."""
         self._pending = None
 
 
@@ -289,6 +300,24 @@ class Machines:
     def broadcast(self, tensor: Tensor, src: int) -> None:
         """Give every machine the tensor of machine `src`, in place."""
         dist.broadcast(tensor, src=self._ranks[src], group=self._group)
+
+
+def _where_to_meet(processes: Processes) -> dict[str, Any]:
+    """Give the arguments of `init_process_group` that say by which store processes find each other.
+
+    torchrun's own store outlives a restart of the processes, with the addresses of those that are gone in it
+    (https://github.com/pytorch/pytorch/issues/135712): on one machine, each attempt gets a part of it to itself.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or processes.num_nodes > 1:
+        return {}
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = cast("Any", dist).TCPStore(address, port, processes.size, is_master=False)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {
+        "store": cast("Any", dist).PrefixStore(f"headstart/{attempt}", store),
+        "rank": processes.rank,
+        "world_size": processes.size,
+    }
 
 
 def _disconnect() -> None:

@@ -26,7 +26,7 @@ class FSDPStrategy(DistributedStrategy):
     are other objects afterwards (`DTensor`), and the module computes inside its steps only.
 
     Args:
-        device: Of this process.
+        device: Of this process; `None` is what the trainer is told.
         saves: `"whole"` checkpoints are files as those of one process; `"parts"` are folders in which every process
             writes its part, by torch.distributed.checkpoint. Both go on in any number of processes, and in one.
         settings: `devices`, `shares_loaders` and `checks` of `DistributedStrategy`.
@@ -34,7 +34,9 @@ class FSDPStrategy(DistributedStrategy):
 
     computes_alone = False
 
-    def __init__(self, device: torch.device | str = "cpu", *, saves: str = "whole", **settings: Any) -> None:
+    def __init__(
+        self, device: torch.device | str | None = None, *, saves: str = "whole", **settings: Any
+    ) -> None:
         super().__init__(device, **settings)
         if saves not in {"whole", "parts"}:
             raise MisconfigurationError(f"saves is {saves!r}; expected 'whole' or 'parts'.")
