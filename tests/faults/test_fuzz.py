@@ -1,5 +1,6 @@
 """The readers of files on mutated files: a value or a `HeadstartError`, and nothing else. `fuzz.py` looks longer."""
 
+import json
 import os
 
 import pytest
@@ -96,6 +97,53 @@ def test_a_mutated_checkpoint_is_refused_or_the_same(seeds):
         if found != content:
             with pytest.raises(CheckpointError):
                 TARGETS["checkpoint"].read(found)
+
+    check()
+
+
+# ---- values in the place of others
+
+VALUES = st.sampled_from(
+    [None, True, 0, -1, 10**30, 1e308, "", "x", "../x", "hf-hub:a/b", "\ud800", [], [[]], {}, {"a": None}, [None], ["a", "a"], [1, 2]]
+)  # fmt: skip
+
+
+def paths_of(value, before=()):
+    """The way to each value in nested dicts and lists."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inside:
+        yield (*before, key)
+        yield from paths_of(each, (*before, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize(("name", "count"), [("artefact", 60), ("features", 300)])
+def test_a_value_in_the_place_of_another_is_read_or_refused_with_a_message(name, count, seeds):
+    (content,) = seeds(name)
+    cut = int.from_bytes(content[:4], "little")
+    table = json.loads(content if name == "artefact" else content[4 : 4 + cut])
+    ways = list(paths_of(table))
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(ways), VALUES)
+    def check(path, new):
+        text = json.dumps(replaced(table, path, new)).encode()
+        feed(
+            name, text if name == "artefact" else len(text).to_bytes(4, "little") + text + content[4 + cut :]
+        )
 
     check()
 
