@@ -1,8 +1,8 @@
 """Feed the readers of files with what coverage-guided mutation finds, for a bounded time.
 
     pip install atheris
-    python tests/faults/fuzz.py checkpoint --seconds 300
-    python tests/faults/fuzz.py --list
+    python tests/faults/files/fuzz.py checkpoint --seconds 300
+    python tests/faults/files/fuzz.py --list
 
 A reader gives a value or raises a `HeadstartError`. Anything else ends the run with the input in a file, `crash-*`: make a
 test of it in `test_fuzz.py`, which runs the same targets on a bounded number of mutations and needs no atheris.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.fuzz import TARGETS, feed
+from tests.faults.files.fuzz import TARGETS, feed
 
 # What a mutation is: where (as a fraction of the length), how, and with what.
 MUTATIONS = st.lists(
@@ -153,7 +153,7 @@ def test_a_value_in_the_place_of_another_is_read_or_refused_with_a_message(name,
 
 def test_the_script_names_its_targets(program):
     out = program(
-        "import runpy, sys; sys.argv = ['fuzz.py', '--list']; runpy.run_path('tests/faults/fuzz.py', run_name='__main__')"
+        "import runpy, sys; sys.argv = ['fuzz.py', '--list']; runpy.run_path('tests/faults/files/fuzz.py', run_name='__main__')"
     )
     assert out.split() == list(TARGETS)
-    assert os.path.exists("tests/faults/fuzz.py")
+    assert os.path.exists("tests/faults/files/fuzz.py")
