@@ -11,8 +11,10 @@ test of it in `test_fuzz.py`, which runs the same targets on a bounded number of
 from __future__ import annotations
 
 import argparse
+import atexit
 import io
 import json
+import shutil
 import sys
 import tempfile
 import warnings
@@ -24,6 +26,7 @@ from typing import Any, NamedTuple
 FOLDER = Path(
     tempfile.mkdtemp(prefix="headstart-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 )
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
 class Target(NamedTuple):
