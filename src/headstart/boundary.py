@@ -81,13 +81,20 @@ class Boundary:
         # Held here too: shutting down a loader whose process hangs takes seconds, and comes after the saving.
         self._iterator = iterator = iter(source)
         while True:
-            if not self.is_open and self.is_kept:
-                self._remember()
             if self.is_kept:
+                if not self.is_open:
+                    self._remember()
                 self._moving.remember()
             self.is_open = self.is_fetching = True
-            with signals.waiting_for_data(strategy, say_slow=say_slow):
-                item = next(iterator, _END)
+            signals.begin_wait(strategy)
+            try:
+                if say_slow is None:
+                    item = next(iterator, _END)
+                else:
+                    with signals.alarm(say_slow):
+                        item = next(iterator, _END)
+            finally:
+                signals.is_busy = True
             self.is_fetching = False
             signals.hold_workers()
             if item is _END:
@@ -130,11 +137,12 @@ class _RandomState:
     def __init__(self) -> None:
         self._states: tuple[Any, ...] = ()
         self._generators: list[tuple[torch.Generator, torch.Tensor]] = []
+        self._has_cuda = torch.cuda.is_available()
         self._numpy_words = b""
         self._numpy: Any = None
 
     def remember(self, generators: list[torch.Generator]) -> None:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+        cuda = torch.cuda.get_rng_state_all() if self._has_cuda else None
         self._states = (random.getstate(), self._numpy_state(), torch.get_rng_state(), cuda)
         self._generators = [(each, each.get_state()) for each in generators]
 

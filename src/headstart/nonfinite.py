@@ -37,7 +37,7 @@ class NonFiniteGuard:
         self._trainer = trainer
         self.setting = setting
         self.skipped: list[str] = []  # what was left out, and where
-        self._trace: torch.Tensor | None = None  # 0 while all losses are finite, else NaN
+        self._trace: torch.Tensor | None = None  # finite as long as all losses are
         self._has_warned = False
 
     def accepts_loss(self, loss: torch.Tensor) -> bool:
@@ -49,8 +49,12 @@ class NonFiniteGuard:
         if self.setting == "warn":
             if not self._has_warned:
                 seen = loss.detach()
-                zero = seen - seen
-                self._trace = zero if self._trace is None else self._trace + zero
+                if seen.device.type == "cpu":  # nothing to wait for
+                    if not math.isfinite(seen.item()):
+                        self._trace = seen
+                else:
+                    zero = seen - seen
+                    self._trace = zero if self._trace is None else self._trace + zero
                 if self._trainer.progress.total_batches % self._trainer.log_every_n_steps == 0:
                     self.warn_if_needed()
             return True

@@ -98,38 +98,25 @@ class Signals:
         if self.received is not None and strategy.world_size == 1:
             self.check(strategy)
 
-    @contextmanager
-    def waiting_for_data(self, strategy: Strategy, *, say_slow: Callable[[], None] | None) -> Iterator[None]:
-        """Let a signal, or the death of a loader's worker, end the run at once: nothing is under way but a wait.
+    def begin_wait(self, strategy: Strategy) -> None:
+        """Before a wait for data: from here on a signal, or a loader worker's death, ends the run at once.
 
-        Args:
-            strategy: Knows the other processes.
-            say_slow: Called once, after `LONG_WAIT` seconds; `None` where the wait ends by itself.
+        Nothing else is under way. Set `is_busy` again when the data is there.
         """
-        if say_slow is not None and self._is_main_thread and hasattr(signal, "setitimer"):
-            with self._alarm(say_slow):
-                yield from self._wait(strategy)
-        else:
-            yield from self._wait(strategy)
-
-    def _wait(self, strategy: Strategy) -> Iterator[None]:
         if strategy.world_size > 1:
-            yield
             return
         self.is_busy = False
-        self.check(strategy)
+        if self.received is not None:
+            self.check(strategy)
         if self._worker_is_dead:
             self._worker_is_dead = False
             self._on_dead_worker(signal.SIGCHLD, None)  # raises, if it was a worker
-        try:
-            yield
-        finally:
-            self.is_busy = True
 
     @contextmanager
-    def _alarm(self, call: Callable[[], None]) -> Iterator[None]:
-        """Call a function if the block takes long; where the program uses the alarm itself, it is left alone."""
-        if signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
+    def alarm(self, call: Callable[[], None]) -> Iterator[None]:
+        """Call a function if the block takes `LONG_WAIT`; where the program uses the alarm itself, it is left alone."""
+        is_possible = self._is_main_thread and hasattr(signal, "setitimer")
+        if not is_possible or signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
             yield
             return
         signal.signal(signal.SIGALRM, lambda *_: call() if os.getpid() == self._process else None)
