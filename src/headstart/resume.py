@@ -64,23 +64,18 @@ def dump(trainer: Trainer, *, weights_only: bool = False) -> dict[str, Any]:
 
 def training_state(trainer: Trainer) -> dict[str, Any]:
     """What a resume needs beside weights, optimizers, schedulers and callbacks."""
-    module, progress, strategy = trainer.lightning_module, trainer.progress, trainer.strategy
+    module, strategy = trainer.lightning_module, trainer.strategy
     own, *others = strategy.gather_objects(_state_of_process(trainer))
     state: dict[str, Any] = {
-        "progress": progress.state_dict(),
+        "progress": trainer.progress.state_dict(),
         "trainable": freezing.trainable_names(module),
         "param_groups": [group_names(each, module) for each in trainer.optimizers],
         **own,
     }
+    if not strategy.computes_alone:
+        state |= _gradients(trainer)  # each process has its part of the same
     if others:
         state |= {"num_processes": strategy.world_size, "other_processes": others}
-    if progress.accumulated:
-        strategy.average_gradients(list(module.parameters()))
-        state["gradients"] = {
-            name: parameter.grad
-            for name, parameter in module.named_parameters()
-            if parameter.grad is not None
-        }
     return state
 
 
@@ -103,7 +98,19 @@ def _state_of_process(trainer: Trainer) -> dict[str, Any]:
         # An evaluation that is running is over on a resume, or begins anew: its metrics begin anew either way.
         evaluated = logbook.evaluation.entries.values() if logbook.evaluation is not None else ()
         state["metric_states"] = metric_states(module, leave_out=[entry.metric for entry in evaluated])
+    if trainer.strategy.computes_alone:
+        state |= _gradients(trainer)
+    if not trainer.is_global_zero:  # running statistics, which each moves by its own samples until they agree
+        state["buffers"] = {name: buffer.cpu() for name, buffer in module.named_buffers()}
     return state
+
+
+def _gradients(trainer: Trainer) -> dict[str, Any]:
+    """What an accumulation window that is under way has gathered."""
+    if not trainer.progress.accumulated:
+        return {}
+    found = ((name, parameter.grad) for name, parameter in trainer.lightning_module.named_parameters())
+    return {"gradients": {name: gradient for name, gradient in found if gradient is not None}}
 
 
 def data_sizes(trainer: Trainer) -> dict[str, int]:
@@ -251,7 +258,11 @@ def own_state(trainer: Trainer, state: Mapping[str, Any], *, source: str) -> dic
     trainer.warn(
         f"{source} is of {before} processes, and now there are {now}: of the epoch under way, what was logged counts from here on."
     )
-    return {**state, "logbook": {**state["logbook"], "training": {}}, "metric_states": {}}
+    own = {**state, "logbook": {**state["logbook"], "training": {}}, "metric_states": {}}
+    if "gradients" in state:
+        parts = [state["gradients"], *(each["gradients"] for each in state.get("other_processes", []))]
+        own["gradients"] = {name: sum(each[name] for each in parts) / len(parts) for name in parts[0]}
+    return own
 
 
 def restore_training(
@@ -275,6 +286,10 @@ def restore_training(
         is_complete = trainer.progress.stage == "epoch_end"
         logbook.load_state_dict(state["logbook"], module, is_complete=is_complete)
         load_metric_states(module, state.get("metric_states", {}))
+        buffers = dict(module.named_buffers())
+        for name, value in state.get("buffers", {}).items():
+            if name in buffers:
+                buffers[name].copy_(value)
         for name, gradient in state.get("gradients", {}).items():
             parameter = module.get_parameter(name)
             parameter.grad = trainer.strategy.part(gradient, parameter)

@@ -361,7 +361,6 @@ class Trainer:
             raise MisconfigurationError(
                 "save_checkpoint: there is nothing to save before fit, validate, test or predict."
             )
-        self.strategy.agree_on_statistics(self._module)
         self.strategy.write(resume.dump(self, weights_only=weights_only), filepath, write_checkpoint)
 
     # ---- what a run is

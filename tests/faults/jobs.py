@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -169,7 +170,7 @@ def kill_within_write(where, what, number):
 
     sys.addaudithook(hook)
 
-    fdopen_before = os.fdopen
+    open_before = io.open
 
     class Halved:
         """A file of which, at the chosen moment, half a piece reaches the disk."""
@@ -193,11 +194,11 @@ def kill_within_write(where, what, number):
         def __exit__(self, *_):
             self._file.close()
 
-    def fdopen(descriptor, *args, **kwargs):
-        file = fdopen_before(descriptor, *args, **kwargs)
-        return Halved(file, os.readlink(f"/proc/self/fd/{descriptor}"))
+    def opened(path, mode="r", *args, **kwargs):
+        file = open_before(path, mode, *args, **kwargs)
+        return Halved(file, path) if "w" in mode and isinstance(path, str | os.PathLike) else file
 
-    os.fdopen = fdopen
+    io.open = opened  # what `Path.open` calls
     fsync = os.fsync
 
     def slow_fsync(descriptor):

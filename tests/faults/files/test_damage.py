@@ -284,7 +284,8 @@ def test_ctrl_c_keeps_the_checkpoint_before_its_own(tmp_path, quiet_trainer):
     interrupt = Interrupt(folder / "last.ckpt")
     interrupt.is_requested = True
     with pytest.raises(KeyboardInterrupt):
-        trainer = quiet_trainer(max_epochs=3, callbacks=[interrupt])
+        saving = ModelCheckpoint(folder, save_last=True, save_top_k=0, enable_version_counter=False)
+        trainer = quiet_trainer(max_epochs=3, callbacks=[interrupt, saving], enable_checkpointing=True)
         trainer.fit(Count(), loader())
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == 1
     assert read_checkpoint(folder / "last-previous.ckpt")["global_step"] == 4
