@@ -82,7 +82,7 @@ def test_a_star_import_brings_the_public_names(installed):
     [
         (
             "from lightning.pytorch.strategies import DeepSpeedStrategy",
-            "'DeepSpeedStrategy' (lightning.pytorch.strategies) is not in headstart: give the Trainer strategy='auto'",
+            "'DeepSpeedStrategy' (lightning.pytorch.strategies) is not in headstart. Did you mean 'DDPStrategy'?",
         ),
         (
             "from pytorch_lightning import xyz",

@@ -22,7 +22,7 @@ WORKER = Path(__file__).with_name("worker.py")
 ROUNDING = 1e-5
 
 
-def torchrun(count: int, *command: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def torchrun(count: int, *command: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(

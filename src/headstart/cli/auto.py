@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Epochs of fine-tuning where nobody says how many: so many, and on few samples as many as make so many steps.
 _EPOCHS, _STEPS = 3, 100
+# Validations of fine-tuning, at most: the best of very many moments on few samples is the luckiest, and each costs time.
+_MOST_VALIDATIONS = 12
 # Moments of fine-tuning that are kept, for the soup.
 _NUM_MOMENTS = 3
 # Training batches from which batch norms get their statistics anew.
@@ -162,17 +164,20 @@ def _finetune(
     )
     num_steps = len(data.train_dataloader())
     rates = LearningRateMonitor(logging_interval="epoch")
+    epochs = options.epochs or max(_EPOCHS, -(-_STEPS // num_steps))
+    is_twice_an_epoch = num_steps > 1 and 2 * epochs <= _MOST_VALIDATIONS
     trainer = Trainer(
         plan=auto.tuning_plan(
             model.kind,
-            epochs=options.epochs or max(_EPOCHS, -(-_STEPS // num_steps)),
+            epochs=epochs,
             steps_per_epoch=num_steps,
             lr=options.lr,
             is_timed=options.time is not None,
         ),
         max_time=None if options.time is None else timedelta(seconds=seconds_of(options.time)),
         callbacks=[record, interrupt, hopeless, rates, RichProgressBar(), moments],
-        val_check_interval=0.5 if num_steps > 1 else 1.0,
+        val_check_interval=0.5 if is_twice_an_epoch else 1.0,
+        check_val_every_n_epoch=1 if is_twice_an_epoch else -(-epochs // _MOST_VALIDATIONS),
         logger=loggers,
         log_every_n_steps=10,
         enable_model_summary=False,
