@@ -65,6 +65,35 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     write_together({path: write})
 
 
+def write_weights(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write the weights of a checkpoint alone, as safetensors, atomically.
+
+    Args:
+        checkpoint: Its `state_dict` is written; tensors that share memory are written each.
+        path: Where to; its folder is made.
+
+    Raises:
+        MissingDependencyError: If safetensors is not installed.
+        WriteError: If the disk is full or the folder cannot be written; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> write_weights({"state_dict": {"weight": torch.ones(2)}}, path)
+        >>> from safetensors.torch import load_file
+        >>> load_file(path)
+        {'weight': tensor([1., 1.])}
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise missing_dependency("safetensors", needed_for="'.safetensors' files", extra="images") from None
+    weights = {
+        name: value.detach().cpu().contiguous().clone() for name, value in checkpoint["state_dict"].items()
+    }
+    write_together({Path(path): lambda temporary: save_file(weights, temporary)})
+
+
 @contextmanager
 def _checksums_on() -> Iterator[None]:
     """Programs may have told torch to leave out the checksums that `archive.check` relies on."""

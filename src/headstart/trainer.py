@@ -21,7 +21,7 @@ from headstart import freezing, loaders, loop, resume, settings
 from headstart.allocator import memory_kept
 from headstart.boundary import Boundary
 from headstart.callback import Callback
-from headstart.checkpoint import read_checkpoint, write_checkpoint
+from headstart.checkpoint import read_checkpoint, write_checkpoint, write_weights
 from headstart.datamodule import DataHooks, LightningDataModule
 from headstart.deferred import Reuse
 from headstart.errors import HeadstartError, MisconfigurationError
@@ -350,7 +350,7 @@ class Trainer:
         """Write a checkpoint, whole or not at all.
 
         Args:
-            filepath: Where to.
+            filepath: Where to; a name that ends in `.safetensors` gets the weights alone, whole, in that format.
             weights_only: Leave out what only a resume needs.
             storage_options: Accepted.
 
@@ -361,7 +361,9 @@ class Trainer:
             raise MisconfigurationError(
                 "save_checkpoint: there is nothing to save before fit, validate, test or predict."
             )
-        self.strategy.write(resume.dump(self, weights_only=weights_only), filepath, write_checkpoint)
+        are_weights = str(filepath).endswith(".safetensors")
+        checkpoint = resume.dump(self, weights_only=weights_only or are_weights)
+        self.strategy.write(checkpoint, filepath, write_weights if are_weights else write_checkpoint)
 
     # ---- what a run is
 

@@ -22,9 +22,9 @@ WORKER = Path(__file__).with_name("worker.py")
 ROUNDING = 1e-5
 
 
-def torchrun(count: int, *command: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+def torchrun(count: int, *command: str, timeout: int = 900, **more: str) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     return subprocess.run(
         [*start, *command], capture_output=True, text=True, timeout=timeout, env=environment, check=False
     )
@@ -219,7 +219,7 @@ def test_every_named_plan_trains_weights_in_parts_as_whole_ones(run, name):
 
 def test_checkpoints_of_parts_go_on_exactly_written_as_one_file_or_in_parts(run):
     found = run("saved_in_parts")
-    assert len(found["differences"]) == 4
+    assert len(found["differences"]) == 5  # and the weights alone, as safetensors
     assert set(found["differences"].values()) == {0.0}
 
 
@@ -233,6 +233,17 @@ def test_a_checkpoint_of_parts_is_read_by_one_process(run, saves):
     weights = read_checkpoint(path)["state_dict"]
     expected = torch.load(folder / f"{saves}.pt", weights_only=True)
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_checkpoints_of_parts_are_read_in_another_number_of_processes(run, tmp_path):
+    finished = torchrun(
+        5 - run.size, str(WORKER), str(tmp_path), "goes_on", OTHER_RUN=str(run.folder / "saved_in_parts")
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    found = json.loads((tmp_path / "results.json").read_text())["goes_on_in_another_number"]
+    assert "problem" not in found, found["problem"]
+    assert len(found["result"]) == 4
+    assert set(found["result"].values()) == {0.0}
 
 
 def test_what_cannot_be_done_in_parts_is_refused(run):

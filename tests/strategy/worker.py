@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -598,12 +600,33 @@ def saved_in_parts(folder: Path) -> dict:
             )[1]
 
         expected = run("whole")
+        # What `go_on_in_another_number` reads.
+        torch.save(expected, folder / f"{saves}.pt")
         steps = len(list((folder / saves / "whole").iterdir()))
         for step in (2, steps - 2):  # before the thaw and after it
             again = run(f"again{step}", str(folder / saves / "whole" / f"step={step}.ckpt"))
             found[f"{saves} {step}"] = distance(again, expected)
-        torch.save(expected, folder / f"{saves}.pt")
+    trainer, expected = fitted(FSDPStrategy(saves="parts"), max_epochs=1)
+    trainer.save_checkpoint(folder / "weights.safetensors")
+    if dist.get_rank() == 0:
+        found["safetensors"] = distance(load_file(folder / "weights.safetensors"), expected)
     return {"differences": found, "steps": steps}
+
+
+@scenario
+def goes_on_in_another_number(folder: Path) -> dict:
+    """The last checkpoint of a run of another number of processes: nothing is left to train, and the weights are its."""
+    source = Path(os.environ.get("OTHER_RUN", folder))
+    found = {}
+    for saves in ("whole", "parts") if source != folder else ():
+        path = max(
+            (source / saves / "whole").iterdir(), key=lambda each: int(each.stem.removeprefix("step="))
+        )
+        expected = torch.load(source / f"{saves}.pt", weights_only=True)
+        for strategy in (FSDPStrategy(saves=saves), DDPStrategy()):
+            weights = fitted(strategy, path=str(path))[1]
+            found[f"{saves} {type(strategy).__name__}"] = distance(weights, expected)
+    return found
 
 
 @scenario

@@ -89,8 +89,8 @@ class FSDPStrategy(DistributedStrategy):
         return super().prepare_loader(loader, shuffle=True)
 
     def write(self, checkpoint: dict[str, Any], path: str | Path, writer: Callable[..., None]) -> None:
-        """Write a checkpoint whole, or in parts."""
-        if self.saves == "whole":
+        """Write a checkpoint whole, or in parts; weights alone are whole."""
+        if self.saves == "whole" or str(path).endswith(".safetensors"):
             super().write(checkpoint, path, writer)
             return
         from headstart.strategy.parts import write_parts
