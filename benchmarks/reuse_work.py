@@ -140,12 +140,12 @@ class MeanPooled(nn.Module):
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-def new_parts(kind: str) -> tuple[nn.Module, nn.Linear]:
+def new_parts(kind: str, num_classes: int | None = None) -> tuple[nn.Module, nn.Linear]:
     """A pretrained backbone that gives features (B, D), and a head with the same random weights every time."""
-    backbone, num_classes = (MeanPooled(), 8) if kind == "texts" else (new_lite0(), 2)
+    backbone, usual = (MeanPooled(), 8) if kind == "texts" else (new_lite0(), 2)
     width = 384 if kind == "texts" else backbone.num_features
     torch.manual_seed(0)
-    return backbone, nn.Linear(width, num_classes)
+    return backbone, nn.Linear(width, num_classes or usual)
 
 
 def new_lite0() -> nn.Module:

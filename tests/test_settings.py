@@ -31,8 +31,8 @@ from headstart.loggers import CSVLogger
             "gradient_clip_algorithm is 'norms'; expected 'norm' or 'value'",
         ),
         (
-            {"strategy": "ddp_spawned"},
-            "strategy is 'ddp_spawned'; expected one of auto, .*Did you mean 'ddp'",
+            {"strategy": "fsdpp"},
+            "strategy is 'fsdpp'; expected one of auto, .*Did you mean 'fsdp'",
         ),
         (
             {"num_nodes": 2},

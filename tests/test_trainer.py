@@ -160,6 +160,7 @@ def test_detect_anomaly_names_the_operation_that_made_a_nan(quiet_trainer):
     with (
         pytest.raises(RuntimeError, match="SqrtBackward0.*nan"),
         pytest.warns(UserWarning, match="Error detected in"),
+        pytest.warns(UserWarning, match="A loss was NaN or infinite"),
     ):
         quiet_trainer(detect_anomaly=True).fit(Nan(), ones())
 

@@ -151,11 +151,11 @@ def test_an_installed_peer_is_not_imported(headstart, script, tmp_path):
 
 
 def test_a_lacking_name_ends_the_program_with_an_import_error_that_says_so(headstart, script):
-    script("from lightning.pytorch.strategies import DeepSpeedStrategy")
+    script("from lightning.pytorch.profilers import SimpleProfiler")
     result = headstart("run", "program.py")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(
-        "ModuleNotFoundError: 'DeepSpeedStrategy' (lightning.pytorch.strategies) is not in headstart: "
+        "ModuleNotFoundError: 'SimpleProfiler' (lightning.pytorch.profilers) is not in headstart: "
     )
 
 

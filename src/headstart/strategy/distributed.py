@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -322,4 +323,6 @@ def _where_to_meet(processes: Processes) -> dict[str, Any]:
 
 def _disconnect() -> None:
     if dist.is_initialized():
+        # A wrapper that lies in a cycle would keep the group, and with it threads, until the interpreter is gone.
+        gc.collect()
         dist.destroy_process_group()
