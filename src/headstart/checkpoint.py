@@ -217,6 +217,18 @@ def keeping_previous(path: str | Path, *, before: str | Path | None = None) -> A
     return keeping(before or path, as_=previous_path(path))
 
 
+def check_parts(folder: Path) -> None:
+    """Return if a checkpoint in parts has all that belongs to it, and its first file is whole.
+
+    Raises:
+        Damage: If not.
+        OSError: If it cannot be read.
+    """
+    if not (folder / "parts" / ".metadata").is_file():
+        raise archive.Damage("the description of its parts is missing")
+    archive.check(folder / "checkpoint.ckpt")
+
+
 def newest_whole(paths: Sequence[str | Path], *, say: Callable[[str], object]) -> Path:
     """Give the first checkpoint that is whole. A damaged one before it is named, and renamed to `*.damaged`.
 
@@ -231,7 +243,7 @@ def newest_whole(paths: Sequence[str | Path], *, say: Callable[[str], object]) -
     damaged: list[Path] = []
     for path in map(Path, paths):
         try:
-            archive.check(path)
+            check_parts(path) if path.is_dir() else archive.check(path)
         except archive.Damage as problem:
             problems.append(f"{path} ({problem})")
             damaged.append(path)

@@ -124,6 +124,7 @@ def _train_epoch(trainer: Trainer) -> None:
                 if trainer.may_stop_within_epoch():
                     break
         trainer.boundary.close()
+        trainer.share = None
         progress.stage = "epoch_end"
         trainer.exchange_frozen_work()
         trainer.strategy.agree_on_statistics(trainer.lightning_module)
@@ -355,8 +356,16 @@ def _step_schedulers(trainer: Trainer, interval: str, *, watching: bool) -> None
 
 def _watched_value(trainer: Trainer, config: SchedulerConfig) -> Any:
     metrics = trainer.callback_metrics
-    if config.monitor in metrics:
-        return metrics[config.monitor]
+    value = metrics.get(str(config.monitor))
+    if trainer.world_size > 1:  # a step's value is each process's own
+        known = [
+            each
+            for each in trainer.strategy.gather_objects(None if value is None else float(value))
+            if each is not None
+        ]
+        value = sum(known) / len(known) if known else None
+    if value is not None:
+        return value
     message = (
         f"The scheduler watches {config.monitor!r}, which was not logged.{did_you_mean(str(config.monitor), metrics)} "
         f"Logged: {', '.join(sorted(metrics)) or 'nothing'}."

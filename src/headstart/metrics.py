@@ -191,7 +191,9 @@ class Results:
         if entry.reduction == "mean" and (entry.on_epoch or entry.sync_dist):
             weight = batch_size if isinstance(batch_size, int) else batch_size()
         entry.value = value
-        if entry.on_step and entry.sync_dist and self._strategy.world_size > 1:
+        # Evaluation may have a batch more in one process than in another.
+        is_training = hook not in _EVALUATION_STEP_HOOKS
+        if is_training and entry.on_step and entry.sync_dist and self._strategy.world_size > 1:
             entry.value = self._over_all_processes(entry, value, weight if counts else 0)
         if entry.on_epoch and counts:
             self._accumulate(entry, value, weight)
@@ -286,7 +288,8 @@ class Results:
                 entry = self.entries[name]
                 entry.agreed = torch.as_tensor(entry.metric.compute())
             elif parts := [(each.total, each.weight) for each in known if each.total is not None]:
-                entry = self.entries.setdefault(name, known[0])  # not here: a process logs what only it has
+                # Not here where only others have logged it: then nothing of it is this process's.
+                entry = self.entries.setdefault(name, replace(known[0], total=None, weight=0.0))
                 entry.agreed = _value_of(known[0].reduction, parts)
 
     # ---- reading

@@ -253,6 +253,9 @@ def own_state(trainer: Trainer, state: Mapping[str, Any], *, source: str) -> dic
         return dict(state)
     if before == now:
         return {**state, **state["other_processes"][trainer.global_rank - 1]}
+    others = state.get("other_processes", [])
+    if 0 < trainer.global_rank <= len(others):
+        state = {**state, "random_state": others[trainer.global_rank - 1]["random_state"]}
     if not Progress(**state["progress"]).is_inside_epoch:
         return dict(state)
     trainer.warn(
@@ -260,7 +263,7 @@ def own_state(trainer: Trainer, state: Mapping[str, Any], *, source: str) -> dic
     )
     own = {**state, "logbook": {**state["logbook"], "training": {}}, "metric_states": {}}
     if "gradients" in state:
-        parts = [state["gradients"], *(each["gradients"] for each in state.get("other_processes", []))]
+        parts = [state["gradients"], *(each["gradients"] for each in others if "gradients" in each)]
         own["gradients"] = {name: sum(each[name] for each in parts) / len(parts) for name in parts[0]}
     return own
 

@@ -167,6 +167,10 @@ def check_faults(*, on_nan: str, splits: bool, automatic: bool, closure: bool, a
             "on_out_of_memory='split' works in one process: the others would not know of the parts. Give smaller batches, and "
             "accumulate_grad_batches."
         )
+    if closure and not alone:
+        raise MisconfigurationError(
+            "An optimizer that calls its closure itself (L-BFGS) needs one process: it would decide by each one's own loss."
+        )
     reason = "an optimizer that calls its closure several times" if closure else "manual optimization"
     if automatic and not closure:
         return

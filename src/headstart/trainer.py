@@ -941,6 +941,8 @@ class Trainer:
 
     def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """What `LightningModule.manual_backward` calls."""
+        if self.share is not None:
+            loss = loss * self.share.weight
         self.hooks("on_before_backward", loss)
         self.lightning_module.backward(self.precision_plugin.scale(loss), *args, **kwargs)
         self.hooks("on_after_backward")

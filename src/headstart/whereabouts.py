@@ -100,8 +100,11 @@ def samples_of_batch(trainer: Trainer) -> list[int] | None:
     """Give the numbers of the samples of the training batch under way.
 
     The order is drawn once more from the random state of the epoch's start, so nothing is kept while all goes well.
-    `None` where the order is not a function of that state (iterable datasets, samplers of the program's own).
+    `None` where the order is not a function of that state (iterable datasets, samplers of the program's own), and with
+    several processes, which draw it together.
     """
+    if trainer.world_size > 1:
+        return None
     loader, batches = trainer.train_dataloader, trainer.train_batches
     start = batches.state_dict().get("start")
     if start is None or not isinstance(loader, DataLoader) or loader.batch_sampler is None:

@@ -44,6 +44,8 @@ class Fault(Callback):
         if trainer.global_step == 5 and is_first_attempt:
             if self.kind == "kill" and trainer.global_rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.kind == "raise" and trainer.global_rank == 1:
+                raise RuntimeError("a fault of one process")
             if self.kind == "wait":
                 Path(trainer.default_root_dir, f"waits{trainer.global_rank}").touch()
                 time.sleep(3)

@@ -71,6 +71,54 @@ def test_without_restarts_the_same_command_goes_on(undisturbed, tmp_path):
     assert is_same(final(tmp_path / "job"), undisturbed)
 
 
+def test_an_exception_in_one_process_ends_the_job_and_it_goes_on(undisturbed, tmp_path):
+    code, printed = end_of(start(tmp_path / "job", "raise", restarts=1))
+    assert "a fault of one process" in printed
+    assert code == 0, printed[-3000:]
+    assert is_same(final(tmp_path / "job"), undisturbed)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from headstart import Callback, Trainer
+from headstart.callbacks import ModelCheckpoint
+from headstart.demos.boring_classes import BoringModel
+
+class Announces(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 3:
+            Path(sys.argv[1], f"runs{trainer.global_rank}").touch()
+
+if __name__ == "__main__":
+    saves = ModelCheckpoint(sys.argv[1], save_last=True)
+    trainer = Trainer(accelerator="cpu", devices=2, max_epochs=100000, callbacks=[saves, Announces()], logger=False,
+                      enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(BoringModel())
+"""
+
+
+def test_sigterm_to_a_program_that_started_itself_anew_ends_all_of_it_with_the_state_saved(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with (tmp_path / "printed").open("w") as printed:
+        process = subprocess.Popen(
+            [sys.executable, str(program), str(tmp_path)], stdout=printed, stderr=subprocess.STDOUT
+        )
+    while not all((tmp_path / f"runs{rank}").exists() for rank in (0, 1)):
+        assert process.poll() is None, (tmp_path / "printed").read_text()[-3000:]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=90) != 0
+    assert (tmp_path / "last.ckpt").is_file(), (tmp_path / "printed").read_text()[-3000:]
+    left = [
+        path
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists() and str(program).encode() in path.read_bytes()
+    ]
+    assert left == []
+
+
 def test_sigterm_ends_all_processes_after_the_same_step_with_the_state_saved(undisturbed, tmp_path):
     folder = tmp_path / "job"
     process = start(folder, "wait")

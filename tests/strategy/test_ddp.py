@@ -87,7 +87,18 @@ def test_a_step_of_several_processes_is_that_of_one_with_their_batches_together(
 
 
 def test_gradients_are_averaged_in_manual_optimization(run):
-    assert run("manual_optimization")["difference"] == 0.0
+    found = run("manual_optimization")
+    assert found["difference"] == 0.0
+    assert found["weights"] < ROUNDING  # an uneven last batch counts by its samples here too
+
+
+@pytest.mark.parametrize("name", ["a_plateau_of_steps", "frozen_within_a_window"])
+def test_processes_stay_the_same_where_each_has_its_own_values(run, name):
+    assert run(name)["difference"] == 0.0
+
+
+def test_an_optimizer_that_calls_its_closure_is_refused(run):
+    assert "needs one process" in run("lbfgs")
 
 
 # ---- samples, and what is logged of them
@@ -109,6 +120,8 @@ def test_an_epochs_values_are_those_of_all_samples_each_counted_once(run, kind):
     assert values[f"{kind} sum"] == numbers.sum()
     assert (values[f"{kind} min"], values[f"{kind} max"]) == (0.0, 10.0)
     assert values[f"{kind} first"] == 1.0  # rank_zero_only
+    num_batches = -(-11 // (2 * run.size))
+    assert values[f"{kind} of one"] == num_batches  # counted once, though it is agreed on twice
     assert values["acc"] == pytest.approx(6 / 11)  # a torchmetrics object
     assert values["rank"] == (run.size - 1) / 2  # logged when the epoch was over
 
@@ -221,6 +234,12 @@ def test_checkpoints_of_parts_go_on_exactly_written_as_one_file_or_in_parts(run)
     found = run("saved_in_parts")
     assert len(found["differences"]) == 5  # and the weights alone, as safetensors
     assert set(found["differences"].values()) == {0.0}
+
+
+def test_checkpoints_in_parts_replace_each_other_and_the_last_one_goes_on(run):
+    found = run("newest_in_parts")
+    assert found["kept"] == ["epoch=1-step=" + str(2 * -(-23 // (2 * run.size))) + ".ckpt", "last.ckpt"]
+    assert found["weights"] < ROUNDING
 
 
 @pytest.mark.parametrize("saves", ["whole", "parts"])

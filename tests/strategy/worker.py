@@ -275,6 +275,8 @@ def logged(folder: Path) -> dict:
             self.log(f"{kind} min", x.min(), reduce_fx="min", on_step=False, on_epoch=True)
             self.log(f"{kind} max", x.max(), reduce_fx="max", on_step=False, on_epoch=True)
             self.log(f"{kind} first", 1.0, rank_zero_only=True, on_step=False, on_epoch=True)
+            if self.global_rank == 0:
+                self.log(f"{kind} of one", 1.0, reduce_fx="sum", on_step=False, on_epoch=True)
 
         def on_validation_epoch_end(self):
             self.log("rank", float(self.global_rank))
@@ -366,6 +368,63 @@ def decided_alike(folder: Path) -> dict:
 
 
 @scenario
+def a_plateau_of_steps(folder: Path) -> dict:
+    """A scheduler that watches the last step's loss, which is each process's own."""
+
+    class Plateau(Net):
+        def training_step(self, batch, batch_idx):
+            loss = cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+            self.log("step_loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "step_loss"}}
+
+    trainer = trainer_of(max_epochs=8)
+    trainer.fit(Plateau(), loader())
+    return {"difference": difference_of_ranks(trainer)}
+
+
+@scenario
+def frozen_within_a_window(folder: Path) -> dict:
+    class Window(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.backbone.requires_grad_(batch_idx % 2 == 0)
+
+    module = Window(optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
+    trainer = trainer_of(accumulate_grad_batches=2, max_epochs=2)
+    trainer.fit(module, loader())
+    return {"difference": difference_of_ranks(trainer)}
+
+
+@scenario
+def lbfgs(folder: Path) -> str:
+    try:
+        trainer_of().fit(Net(optimizer=lambda net: torch.optim.LBFGS(net.parameters())), loader())
+    except HeadstartError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+@scenario
+def newest_in_parts(folder: Path) -> dict:
+    """Checkpoints in parts with the usual settings: one is kept, `last` beside it, from which the run goes on."""
+
+    def run(max_epochs: int) -> tuple[Trainer, dict[str, torch.Tensor]]:
+        saves = ModelCheckpoint(folder, save_last=True, enable_version_counter=False)
+        with_path = {"path": "last", "callbacks": [saves], "enable_checkpointing": True}
+        return fitted(FSDPStrategy(saves="parts"), max_epochs=max_epochs, **with_path)
+
+    run(2)
+    kept = sorted(path.name for path in folder.iterdir())
+    weights = run(3)[1]
+    expected = fitted(FSDPStrategy(), max_epochs=3)[1]
+    return {"kept": kept, "weights": distance(weights, expected)}
+
+
+@scenario
 def one_stops_all(folder: Path) -> dict:
     class Stops(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -387,7 +446,7 @@ def one_stops_all(folder: Path) -> dict:
 def manual_optimization(folder: Path) -> dict:
     class Manual(Net):
         def __init__(self):
-            super().__init__(norms=False)
+            super().__init__(norms=False, optimizer=sgd)
             self.automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
@@ -396,9 +455,15 @@ def manual_optimization(folder: Path) -> dict:
             self.manual_backward(cross_entropy(self.head(self.backbone(batch[0])), batch[1]))
             optimizer.step()
 
+    seed_everything(7, verbose=False)
     trainer = trainer_of()
-    trainer.fit(Manual(), loader())
-    return {"difference": difference_of_ranks(trainer)}
+    trainer.fit(Manual(), loader(23))
+    weights = copy.deepcopy(trainer.lightning_module.state_dict())
+    difference = difference_of_ranks(trainer)
+    seed_everything(7, verbose=False)
+    one = trainer_of(strategy="single_device", devices=1)
+    one.fit(Manual(), loader(23, batch_size=2 * dist.get_world_size()))
+    return {"difference": difference, "weights": distance(weights, one.lightning_module.state_dict())}
 
 
 @scenario

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -463,7 +464,10 @@ class ModelCheckpoint(Callback):
         for path in paths if trainer.is_global_zero else ():
             is_ours = self.dirpath is not None and Path(self.dirpath) in Path(path).parents
             if path and is_ours and os.path.realpath(path) != resumed_from:
-                Path(path).unlink(missing_ok=True)
+                if Path(path).is_dir():  # a checkpoint in parts
+                    shutil.rmtree(path)
+                else:
+                    Path(path).unlink(missing_ok=True)
 
     def _remove_abandoned(self, trainer: Trainer) -> None:
         """Remove files that a killed process was writing: they are as large as checkpoints, and nobody's."""

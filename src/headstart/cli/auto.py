@@ -19,6 +19,7 @@ from headstart.cli.arguments import device_settings
 from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
 from headstart.cli.options import seconds_of
 from headstart.cli.phases import PhaseRecord
+from headstart.strategy.processes import from_environment
 from headstart.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def _finetune(
         save_last=True,
         enable_version_counter=False,
     )
-    num_steps = len(data.train_dataloader())
+    processes = from_environment()
+    num_steps = -(-len(data.train_dataloader()) // (1 if processes is None else processes.size))
     rates = LearningRateMonitor(logging_interval="epoch")
     epochs = options.epochs or max(_EPOCHS, -(-_STEPS // num_steps))
     is_twice_an_epoch = num_steps > 1 and 2 * epochs <= _MOST_VALIDATIONS

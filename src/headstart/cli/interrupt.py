@@ -68,8 +68,15 @@ class Interrupt(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End, if it was asked for; `ModelCheckpoint` saves."""
-        if self.is_requested:
+        if self._is_asked(trainer):
             raise KeyboardInterrupt
+
+    def _is_asked(self, trainer: Trainer) -> bool:
+        """Whether Ctrl-C reached any process: all end at the same place then, so that the state can be saved."""
+        if trainer.world_size > 1:
+            self.is_requested = trainer.strategy.reduce_boolean_decision(self.is_requested, all=False)
+            trainer.signals.is_agreed = self.is_requested
+        return self.is_requested
 
     def on_validation_batch_end(
         self,
@@ -86,7 +93,7 @@ class Interrupt(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not begin another epoch, if it was asked for between two."""
-        if self.is_requested and trainer.global_step > 0:
+        if self._is_asked(trainer) and trainer.global_step > 0:
             raise KeyboardInterrupt
 
 

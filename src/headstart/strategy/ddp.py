@@ -41,7 +41,12 @@ class DDPStrategy(DistributedStrategy):
     def wrap(self, module: nn.Module) -> None:
         """Wrap the module anew: the wrapper averages the gradients of what trained when it was built."""
         self._wrapped = None  # its hooks go with it, before the next ones come
-        self._trains = [parameter.requires_grad for parameter in module.parameters()]
+        parameters = list(module.parameters())
+        if len(parameters) == len(self._trains):
+            # Frozen within an accumulation window: the next wrapper would leave each process its own gradient.
+            pairs = zip(parameters, self._trains, strict=True)
+            self.average_gradients([each for each, trained in pairs if trained and not each.requires_grad])
+        self._trains = [parameter.requires_grad for parameter in parameters]
         if not any(self._trains):
             return
         steps = Steps(module)
@@ -90,6 +95,7 @@ class DDPStrategy(DistributedStrategy):
         """Let go of the wrapper."""
         super().teardown()
         self._wrapped = None
+        self._trains = []
 
 
 class Steps(nn.Module):

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from headstart.errors import CheckpointError
+from headstart.errors import CheckpointError, HeadstartError
 from headstart.strategy.fsdp import map_parts
 
 if TYPE_CHECKING:
@@ -99,12 +99,21 @@ def write_parts(checkpoint: dict[str, Any], folder: str | Path, strategy: Strate
         shutil.rmtree(beside)
     strategy.barrier("write_parts")
     save(parts, checkpoint_id=beside / _PARTS)
+    problem = None
     if strategy.is_global_zero:
-        write_checkpoint(rest, beside / _WHOLE)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        beside.replace(folder)
-    strategy.barrier("write_parts")
+        try:
+            write_checkpoint(rest, beside / _WHOLE)
+            previous = folder.with_name(f".{folder.name}.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            if folder.is_dir():
+                folder.replace(previous)  # until the new one stands there
+            beside.replace(folder)
+            shutil.rmtree(previous, ignore_errors=True)
+        except (OSError, HeadstartError) as error:
+            problem = error
+    problem = strategy.broadcast(problem)
+    if problem is not None:
+        raise problem
 
 
 def read_parts(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +78,11 @@ def start_program_again(count: int) -> None:
         flush=True,
     )
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    sys.exit(subprocess.run(command, check=False, env=environment).returncode)  # noqa: S603 (this very program)
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 (this very program)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun hands them on, and waits for its processes
+            signal.signal(number, lambda number, _: process.send_signal(number))
+    sys.exit(process.wait())
 
 
 def program() -> list[str]:

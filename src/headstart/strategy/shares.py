@@ -54,6 +54,7 @@ class Shares(Sampler[Any]):
         self.sampler: Any = batches.sampler if self._splits else (batches or loader.sampler)  # type: ignore[union-attr]
         self.batch_size: int = loader.batch_size * size if self._splits else size  # type: ignore[operator]
         self._drop_last = self._splits and loader.drop_last
+        self._length: int | None = None  # of the order that was drawn last
         self._sizes: list[int] = []  # of the batches that are dealt, where they are
 
     @property
@@ -63,6 +64,7 @@ class Shares(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         order = self._order(self._loader)
+        self._length = len(order)
         if not self._splits:
             self._sizes = [len(each) if isinstance(each, Sized) else 1 for each in order]
         for start in range(0, len(order), self.batch_size):
@@ -86,7 +88,7 @@ class Shares(Sampler[Any]):
     def share(self, batch_idx: int) -> Share | None:
         """Give what this process has of the samples of a step; `None` where all have alike."""
         start = batch_idx * self.batch_size
-        length = len(self.sampler)
+        length = len(self.sampler) if self._length is None else self._length
         if self._splits:
             total = min(self.batch_size, length - start)
             if total % self._size == 0:

@@ -123,8 +123,9 @@ for path in sorted(folder.iterdir()):
         print(path.name, "refused", str(error)[:1000].replace(chr(10), " "))
     else:
         print(path.name, "read", getattr(found, "set_aside", ""))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print("peak", peak)
+# ru_maxrss would be that of the process that started this one, if it was larger.
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print("peak", peak.split()[1])
 """
 
 
