@@ -283,7 +283,8 @@ if __name__ == "__main__":
     trainer = Trainer(accelerator="cpu", devices=2, max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False,
                       enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(BoringModel())
-    print(f"process {trainer.global_rank} of {trainer.world_size}, {sys.argv[1:]}")
+    # In one piece: both write to the same pipe.
+    sys.stdout.write(f"process {trainer.global_rank} of {trainer.world_size}, {sys.argv[1:]}\\n")
 """
 
 
