@@ -217,18 +217,6 @@ def keeping_previous(path: str | Path, *, before: str | Path | None = None) -> A
     return keeping(before or path, as_=previous_path(path))
 
 
-def check_parts(folder: Path) -> None:
-    """Return if a checkpoint in parts has all that belongs to it, and its first file is whole.
-
-    Raises:
-        Damage: If not.
-        OSError: If it cannot be read.
-    """
-    if not (folder / "parts" / ".metadata").is_file():
-        raise archive.Damage("the description of its parts is missing")
-    archive.check(folder / "checkpoint.ckpt")
-
-
 def newest_whole(paths: Sequence[str | Path], *, say: Callable[[str], object]) -> Path:
     """Give the first checkpoint that is whole. A damaged one before it is named, and renamed to `*.damaged`.
 
@@ -243,7 +231,7 @@ def newest_whole(paths: Sequence[str | Path], *, say: Callable[[str], object]) -
     damaged: list[Path] = []
     for path in map(Path, paths):
         try:
-            check_parts(path) if path.is_dir() else archive.check(path)
+            _check(path)
         except archive.Damage as problem:
             problems.append(f"{path} ({problem})")
             damaged.append(path)
@@ -263,6 +251,15 @@ def newest_whole(paths: Sequence[str | Path], *, say: Callable[[str], object]) -
         f"There is no checkpoint to go on from, all are damaged: {'; '.join(problems)}. Give another one with ckpt_path, "
         "or begin anew."
     )
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        from headstart.strategy.parts import check_parts
+
+        check_parts(path)
+    else:
+        archive.check(path)
 
 
 # ---- from a URL

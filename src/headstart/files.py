@@ -57,36 +57,53 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
 
 @contextmanager
 def keeping(earlier: str | Path, *, as_: str | Path) -> Iterator[None]:
-    """Keep a file as `as_`, while the block replaces it by a newer one.
+    """Keep a file or folder as `as_`, while the block replaces it by a newer one.
 
-    Whenever the process ends, one of the two names holds a whole file: `earlier` is never without one, and what `as_`
-    held is replaced when the newer file is there.
+    Whenever the process ends, one of the two names holds a whole one: `earlier` is never without, and what `as_` held is
+    replaced when the newer one is there.
 
     Args:
-        earlier: The file; where there is none, nothing is kept. Of a link, what it leads to.
+        earlier: The file or folder; where there is none, nothing is kept. Of a link, what it leads to.
         as_: The name under which it stays.
 
     Raises:
         WriteError: If there is no room. What `as_` held is untouched.
     """
     source, kept = Path(os.path.realpath(earlier)), Path(as_)
-    if not source.is_file():
+    if not source.exists():
         yield
         return
     held = kept.with_name(f".{kept.name}.held")
     with explained(kept):
-        held.unlink(missing_ok=True)
-        try:
-            os.link(source, held)
-        except OSError:  # a file system without hard links
-            shutil.copy2(source, held)
+        remove(held)
+        if source.is_dir():
+            shutil.copytree(source, held, copy_function=_link)
+        else:
+            _link(source, held)
     try:
         yield
         with explained(kept):
+            if kept.is_dir():  # a folder does not take the place of one that is not empty
+                remove(kept)
             held.replace(kept)
     finally:
         with suppress(OSError):
-            held.unlink(missing_ok=True)
+            remove(held)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 @contextmanager

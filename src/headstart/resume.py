@@ -180,7 +180,8 @@ def resolve(trainer: Trainer, ckpt_path: str | Path) -> str:
             f"ckpt_path={ckpt_path!r} needs a ModelCheckpoint callback, and there is none."
         )
     if ckpt_path == "last" and (candidates := last_checkpoints(callback)):
-        return str(newest_whole(candidates, say=trainer.warn))
+        # The first process alone looks: it renames what is damaged, under the eyes of the others.
+        return str(trainer.strategy.by_first(lambda: newest_whole(candidates, say=trainer.warn)))
     path = callback.best_model_path if ckpt_path == "best" else ""
     if not path:
         hint = " (it needs save_last=True)" if ckpt_path == "last" else ""

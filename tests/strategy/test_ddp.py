@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -238,8 +239,36 @@ def test_checkpoints_of_parts_go_on_exactly_written_as_one_file_or_in_parts(run)
 
 def test_checkpoints_in_parts_replace_each_other_and_the_last_one_goes_on(run):
     found = run("newest_in_parts")
-    assert found["kept"] == ["epoch=1-step=" + str(2 * -(-23 // (2 * run.size))) + ".ckpt", "last.ckpt"]
+    newest = "epoch=1-step=" + str(2 * -(-23 // (2 * run.size))) + ".ckpt"
+    assert found["kept"] == [newest, "last-previous.ckpt", "last.ckpt"]
     assert found["weights"] < ROUNDING
+
+
+def test_a_flipped_bit_in_a_part_is_found_and_the_run_goes_on_from_the_checkpoint_before(run):
+    found = run("newest_in_parts")
+    assert "last.ckpt.damaged" in found["kept after damage"]
+    assert len(found["said"]) == 1
+    assert "is not as it was written" in found["said"][0]
+    assert found["weights after damage"] < ROUNDING
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_in_parts_is_found(run, tmp_path):
+    from headstart.checkpoint import read_checkpoint
+    from headstart.errors import CheckpointError
+
+    run("newest_in_parts")
+    folder = shutil.copytree(run.folder / "newest_in_parts" / "last.ckpt", tmp_path / "copy.ckpt")
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        content = path.read_bytes()
+        for place in range(0, len(content), max(1, len(content) // 50)):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(CheckpointError, match="damaged"):
+                read_checkpoint(folder)
+        path.unlink()
+        with pytest.raises(CheckpointError):
+            read_checkpoint(folder)
+        path.write_bytes(content)
+    assert read_checkpoint(folder)["epoch"] == 2
 
 
 @pytest.mark.parametrize("saves", ["whole", "parts"])

@@ -421,7 +421,23 @@ def newest_in_parts(folder: Path) -> dict:
     kept = sorted(path.name for path in folder.iterdir())
     weights = run(3)[1]
     expected = fitted(FSDPStrategy(), max_epochs=3)[1]
-    return {"kept": kept, "weights": distance(weights, expected)}
+    damaged = next((folder / "last.ckpt" / "parts").glob("__*"))
+    dist.barrier()  # before one process changes what another looks at
+    if dist.get_rank() == 0:
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+    dist.barrier()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = run(3)[1]
+    return {
+        "kept": kept,
+        "weights": distance(weights, expected),
+        "kept after damage": sorted(path.name for path in folder.iterdir()),
+        "weights after damage": distance(again, expected),
+        "said": [str(each.message) for each in caught if "Damaged" in str(each.message)],
+    }
 
 
 @scenario

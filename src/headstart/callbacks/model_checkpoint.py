@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from headstart.callback import Callback
 from headstart.callbacks.monitored import Mode, check_mode, is_better, never_logged, worst
 from headstart.checkpoint import keeping_previous, previous_path
 from headstart.errors import MisconfigurationError, did_you_mean
+from headstart.files import remove
 
 if TYPE_CHECKING:
     from headstart.module import LightningModule
@@ -464,10 +464,7 @@ class ModelCheckpoint(Callback):
         for path in paths if trainer.is_global_zero else ():
             is_ours = self.dirpath is not None and Path(self.dirpath) in Path(path).parents
             if path and is_ours and os.path.realpath(path) != resumed_from:
-                if Path(path).is_dir():  # a checkpoint in parts
-                    shutil.rmtree(path)
-                else:
-                    Path(path).unlink(missing_ok=True)
+                remove(Path(path))  # one in parts is a folder
 
     def _remove_abandoned(self, trainer: Trainer) -> None:
         """Remove files that a killed process was writing: they are as large as checkpoints, and nobody's."""

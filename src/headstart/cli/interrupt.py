@@ -114,8 +114,12 @@ def fit_until_ctrl_c(
         interrupt: Knows the checkpoint.
         resume: Whether a run goes on.
     """
-    candidates = _newest_first(interrupt.checkpoint) if resume else []
-    checkpoint = newest_whole(candidates, say=print) if candidates else None
+
+    def newest() -> Path | None:
+        candidates = _newest_first(interrupt.checkpoint)
+        return newest_whole(candidates, say=print) if candidates else None
+
+    checkpoint = trainer.strategy.by_first(newest) if resume else None
     if resume and checkpoint is None:
         print("The run had saved no checkpoint yet: it begins from its start.")
     with interrupt.listening():

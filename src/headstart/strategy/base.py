@@ -169,6 +169,10 @@ class Strategy(ABC):
     def broadcast(self, value: Any, src: int = 0) -> Any:
         """Give every process the value of process `src`."""
 
+    def by_first(self, function: Callable[[], Any]) -> Any:
+        """Let the first process call a function; give all what it returned, or raise in all what it raised."""
+        return function()
+
     @abstractmethod
     def barrier(self, name: str | None = None) -> None:
         """Wait until every process is here."""

@@ -247,22 +247,27 @@ class DistributedStrategy(Strategy):
         dist.broadcast_object_list(found, src=src)
         return found[0]
 
+    def by_first(self, function: Callable[[], Any]) -> Any:
+        """Let the first process call a function; give all what it returned, or raise in all what it raised."""
+        found = problem = None
+        if self.is_global_zero:
+            try:
+                found = function()
+            except (OSError, HeadstartError) as error:  # without it, the others would wait
+                problem = error
+        found, problem = self.broadcast((found, problem))
+        if problem is not None:
+            raise problem
+        return found
+
     def barrier(self, name: str | None = None) -> None:
         """Wait until every process is here."""
         dist.barrier()
 
     def write(self, checkpoint: dict[str, Any], path: str | Path, writer: Callable[..., None]) -> None:
-        """Let the first process write a checkpoint; all end with what ended it, or they would wait for it."""
+        """Let the first process write a checkpoint."""
         checkpoint = self.whole(checkpoint)
-        problem = None
-        if self.is_global_zero:
-            try:
-                writer(checkpoint, path)
-            except (OSError, HeadstartError) as error:
-                problem = error
-        problem = self.broadcast(problem)
-        if problem is not None:
-            raise problem
+        self.by_first(lambda: writer(checkpoint, path))
 
     def largest_difference(self, module: nn.Module) -> float:
         """Give the largest difference between two processes in a weight or buffer of the module."""

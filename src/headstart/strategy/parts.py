@@ -1,16 +1,17 @@
 """A checkpoint in parts: a folder to which every process writes what it has, by torch.distributed.checkpoint.
 
 FOLDER/
-  checkpoint.ckpt       everything but the parts, with the name of a part where one belongs
+  checkpoint.ckpt       everything but the parts, with the name of a part where one belongs, and the digest of each file
   parts/                the parts, and which of them are where
 """
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,25 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
+from torch.futures import Future
 
-from headstart.errors import CheckpointError, HeadstartError
+from headstart import archive
+from headstart.errors import CheckpointError
 from headstart.strategy.fsdp import map_parts
 
 if TYPE_CHECKING:
     from headstart.strategy.base import Strategy
 
 _WHOLE, _PARTS = "checkpoint.ckpt", "parts"
+_DESCRIPTION = ".metadata"
 # What stands in the place of a part: its name follows.
 _MARK = "\0part:"
+# The key of the digests: SHA-256 by file of the parts.
+_DIGESTS = "\0digests"
 
 # What a description of parts is made of. It is a pickle, and one could name anything.
 _HARMLESS = {
@@ -58,11 +65,16 @@ class _Description(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads parts; their description in a way that runs nothing."""
+    """Reads parts whose files are as they were written; their description in a way that runs nothing."""
+
+    def __init__(self, path: Path, digests: Mapping[str, str]) -> None:
+        super().__init__(path)
+        self._digests = digests
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Give the description of the parts."""
-        with (Path(self.path) / ".metadata").open("rb") as file:
+        self._check(_DESCRIPTION)
+        with (Path(self.path) / _DESCRIPTION).open("rb") as file:
             found: Metadata = _Description(file).load()
         for each in (found.storage_data or {}).values():
             path = PurePosixPath(each.relative_path)
@@ -71,6 +83,17 @@ class _Reader(FileSystemReader):
         found.storage_meta = found.storage_meta or StorageMeta()
         found.storage_meta.load_id = self.load_id
         return found
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read what this process needs, from files that it has checked: those that it needs nothing of, others check."""
+        for name in {self.storage_data[item.storage_index].relative_path for item in plan.items}:
+            self._check(name)
+        return super().read_data(plan, planner)
+
+    def _check(self, name: str) -> None:
+        problem = _problem_of(Path(self.path) / name, self._digests.get(name))
+        if problem is not None:
+            raise archive.Damage(problem)
 
 
 def write_parts(checkpoint: dict[str, Any], folder: str | Path, strategy: Strategy) -> None:
@@ -99,21 +122,18 @@ def write_parts(checkpoint: dict[str, Any], folder: str | Path, strategy: Strate
         shutil.rmtree(beside)
     strategy.barrier("write_parts")
     save(parts, checkpoint_id=beside / _PARTS)
-    problem = None
-    if strategy.is_global_zero:
-        try:
-            write_checkpoint(rest, beside / _WHOLE)
-            previous = folder.with_name(f".{folder.name}.previous")
-            shutil.rmtree(previous, ignore_errors=True)
-            if folder.is_dir():
-                folder.replace(previous)  # until the new one stands there
-            beside.replace(folder)
-            shutil.rmtree(previous, ignore_errors=True)
-        except (OSError, HeadstartError) as error:
-            problem = error
-    problem = strategy.broadcast(problem)
-    if problem is not None:
-        raise problem
+    digests = _digests_of_all(beside / _PARTS, strategy)
+
+    def finish() -> None:
+        write_checkpoint({**rest, _DIGESTS: digests}, beside / _WHOLE)
+        previous = folder.with_name(f".{folder.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        if folder.is_dir():
+            folder.replace(previous)  # until the new one stands there
+        beside.replace(folder)
+        shutil.rmtree(previous, ignore_errors=True)
+
+    strategy.by_first(finish)
 
 
 def read_parts(
@@ -135,7 +155,7 @@ def read_parts(
     if not (folder / _WHOLE).is_file():
         raise CheckpointError(f"{folder} is a folder and no checkpoint in parts: it has no {_WHOLE}.")
     rest = read_checkpoint(folder / _WHOLE, **reading)
-    reader = _Reader(folder / _PARTS)
+    reader = _Reader(folder / _PARTS, rest.pop(_DIGESTS, {}))
     try:
         described = reader.read_metadata().state_dict_metadata
         parts = {
@@ -152,6 +172,7 @@ def read_parts(
         ValueError,
         KeyError,
         EOFError,
+        archive.Damage,
         pickle.UnpicklingError,
         CheckpointException,
     ) as error:
@@ -170,3 +191,40 @@ def read_parts(
 
     found: dict[str, Any] = filled(rest)
     return found
+
+
+def check_parts(folder: Path) -> None:
+    """Return if a checkpoint in parts is as it was written, to the last byte.
+
+    Raises:
+        Damage: If not.
+        OSError: If it cannot be read.
+    """
+    from headstart.checkpoint import read_checkpoint
+
+    archive.check(folder / _WHOLE)
+    for name, digest in read_checkpoint(folder / _WHOLE).get(_DIGESTS, {_DESCRIPTION: None}).items():
+        problem = _problem_of(folder / _PARTS / name, digest)
+        if problem is not None:
+            raise archive.Damage(problem)
+
+
+def _digests_of_all(folder: Path, strategy: Strategy) -> dict[str, str]:
+    """Give the digest of each file, each read by one process; all call it."""
+    names = strategy.broadcast(sorted(path.name for path in folder.iterdir()))
+    own = {name: _digest(folder / name) for name in names[strategy.global_rank :: strategy.world_size]}
+    return {name: digest for each in strategy.gather_objects(own) for name, digest in each.items()}
+
+
+def _problem_of(path: Path, digest: str | None) -> str | None:
+    """Say what is wrong with a file; `None` where it is as it was written."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if digest is None:
+        return f"no digest of {path.name} is kept"
+    return None if _digest(path) == digest else f"{path.name} is not as it was written"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
