@@ -22,6 +22,7 @@ PUBLIC = {
         "EarlyStopping",
         "LambdaCallback",
         "LearningRateMonitor",
+        "LiveView",
         "ModelCheckpoint",
         "ModelSummary",
         "ProgressBar",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from headstart.callbacks.early_stopping import EarlyStopping
     from headstart.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
     from headstart.callbacks.lambda_function import LambdaCallback
+    from headstart.callbacks.live import LiveView
     from headstart.callbacks.lr_monitor import LearningRateMonitor
     from headstart.callbacks.model_checkpoint import ModelCheckpoint
     from headstart.callbacks.model_summary import ModelSummary, RichModelSummary
@@ -24,6 +25,7 @@ _DEFINED_IN = {
     "EarlyStopping": "headstart.callbacks.early_stopping",
     "LambdaCallback": "headstart.callbacks.lambda_function",
     "LearningRateMonitor": "headstart.callbacks.lr_monitor",
+    "LiveView": "headstart.callbacks.live",
     "ModelCheckpoint": "headstart.callbacks.model_checkpoint",
     "ModelSummary": "headstart.callbacks.model_summary",
     "ProgressBar": "headstart.callbacks.progress",
@@ -40,6 +42,7 @@ __all__ = [
     "EarlyStopping",
     "LambdaCallback",
     "LearningRateMonitor",
+    "LiveView",
     "ModelCheckpoint",
     "ModelSummary",
     "ProgressBar",

@@ -11,7 +11,7 @@ import torch
 
 from headstart import auto, freezing
 from headstart.blending import reestimate_batch_norms
-from headstart.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from headstart.callbacks import LearningRateMonitor, LiveView, ModelCheckpoint
 from headstart.checkpoint import read_checkpoint
 from headstart.choice import Choice, Metric, choose, expected_optimism
 from headstart.cli import output
@@ -115,10 +115,18 @@ def _fit_head(
     settings = device_settings(options)
     freezing.freeze(model.backbone)
     features, targets = auto.outputs_of(
-        model.backbone, data.plain_train_dataloader(), reuse=reuse, **settings
+        model.backbone,
+        data.plain_train_dataloader(),
+        reuse=reuse,
+        callbacks=[LiveView(title="head: features to train on")],
+        **settings,
     )
     val_features, val_targets = auto.outputs_of(
-        model.backbone, data.val_dataloader(), reuse=reuse, **settings
+        model.backbone,
+        data.val_dataloader(),
+        reuse=reuse,
+        callbacks=[LiveView(title="head: features to validate on")],
+        **settings,
     )
     read = monotonic()
     probe = auto.fit_head(model.cpu(), features, targets, seed=options.seed)
@@ -177,7 +185,7 @@ def _finetune(
             is_timed=options.time is not None,
         ),
         max_time=None if options.time is None else timedelta(seconds=seconds_of(options.time)),
-        callbacks=[record, interrupt, hopeless, rates, RichProgressBar(), moments],
+        callbacks=[record, interrupt, hopeless, rates, LiveView(monitor="val_f1", mode="max"), moments],
         val_check_interval=0.5 if is_twice_an_epoch else 1.0,
         check_val_every_n_epoch=1 if is_twice_an_epoch else -(-epochs // _MOST_VALIDATIONS),
         logger=loggers,
@@ -202,7 +210,10 @@ def _choose(
     begun = monotonic()
 
     def predict() -> Tensor:
-        logits, _ = auto.outputs_of(model, data.val_dataloader(), **device_settings(options))
+        view = LiveView(title="choice: validation")
+        logits, _ = auto.outputs_of(
+            model, data.val_dataloader(), callbacks=[view], **device_settings(options)
+        )
         return logits.log_softmax(dim=1)
 
     def renew_norms() -> None:

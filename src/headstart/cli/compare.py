@@ -145,7 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features", metavar="DIR", help="keep the features here, for `headstart fit --features DIR`"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the result as JSON too; - is standard output")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write the result as JSON too; - or no FILE is standard output",
+    )
     parser.add_argument(
         "--image_size", type=int, help="height and width in pixels (default: each backbone's own)"
     )

@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder that `headstart fit` wrote")
     parser.add_argument("data", metavar="DATA", help="labelled images or texts, with the classes of RUN")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="(default: table)")
+    parser.add_argument(
+        "--json", action="store_const", const="json", dest="format", help="the same as --format json"
+    )
     parser.add_argument("--text_column", help="the column of the texts (default: as in the training data)")
     parser.add_argument("--text_pair_column", help="the column of the second texts, for pairs")
     parser.add_argument("--label_column", help="the column of the labels (default: as in the training data)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,12 +45,17 @@ def run(arguments: list[str]) -> int:
     Raises:
         HeadstartError: If options or data cannot be used, or the disk is full.
     """
+    from headstart.cli.speech import speaking
     from headstart.signals import SIGTERMException
 
-    request = parse(arguments)
+    request, begun = parse(arguments), monotonic()
     try:
-        return _fit(request)
+        with speaking(quiet=request.quiet, json=request.json):
+            code = _fit(request)
+        _say_where(request, code, seconds=monotonic() - begun)
     except SIGTERMException:
+        if request.json:
+            raise
         print(f"\nEnded by SIGTERM, its state saved. Go on: {_command_to_go_on(request.options)}", flush=True)
         raise
     except OSError as error:
@@ -59,6 +65,25 @@ def run(arguments: list[str]) -> int:
             f"The disk of {request.options.out} is full. The last checkpoint there is whole: make room and go on with "
             "the same command and --resume."
         ) from error
+    return code
+
+
+def _say_where(request: Request, code: int, *, seconds: float) -> None:
+    """With `--json` or `--quiet`: print the one thing that was not said yet."""
+    from headstart.cli.result import as_json, result_of
+    from headstart.cli.run_folder import RunFolder
+    from headstart.strategy.processes import from_environment
+
+    processes = from_environment()
+    if processes is not None and processes.rank != 0:
+        return
+    if request.json:
+        status: Literal["finished", "interrupted"] = "interrupted" if code else "finished"
+        print(as_json(result_of(RunFolder(request.options.out), status=status, seconds=seconds)))
+    elif request.quiet:
+        if code:
+            print(f"Interrupted. Go on: {_command_to_go_on(request.options)}", file=sys.stderr)
+        print(request.options.out)
 
 
 def _fit(request: Request) -> int:
@@ -218,7 +243,7 @@ def _train(
     reuse: Reuse | Literal[False],
 ) -> tuple[PhaseRecord, bool]:
     """Train to the end or to Ctrl-C, and give the record and whether it was Ctrl-C."""
-    from headstart.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+    from headstart.callbacks import LearningRateMonitor, LiveView, ModelCheckpoint
     from headstart.cli.arguments import device_settings
     from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
     from headstart.cli.phases import EarlyStoppingOnceUnfrozen, PhaseRecord
@@ -232,7 +257,7 @@ def _train(
         interrupt,
         LearningRateMonitor(logging_interval="epoch"),
         *([EarlyStoppingOnceUnfrozen(_MONITOR, mode="max", patience=options.patience)] if is_thaw else []),
-        RichProgressBar(),
+        LiveView(monitor=_MONITOR, mode="max"),
         ModelCheckpoint(
             folder.last_checkpoint.parent,
             filename="best",
@@ -389,7 +414,7 @@ def _test_and_report(
     is_held_back = data.test_set is not None
     loader = data.test_dataloader() if is_held_back else data.val_dataloader()
     begun = monotonic()
-    scores = scores_of(model, loader, **device_settings(options))
+    scores = scores_of(model, loader, title="test", **device_settings(options))
     seconds = monotonic() - begun
     if is_held_back:
         metrics = {**metrics, "test": scores.to_dict(data.class_names)}

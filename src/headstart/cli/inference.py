@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 
 from headstart.auto import quiet_trainer
-from headstart.callbacks import RichProgressBar
+from headstart.callbacks import LiveView
 from headstart.scores import Scores, confusion_matrix, score
 
 if TYPE_CHECKING:
     from headstart.tasks import Classifier
 
 
-def probabilities_of(model: Classifier, loader: Any, **settings: Any) -> torch.Tensor:
+def probabilities_of(
+    model: Classifier, loader: Any, *, title: str = "prediction", **settings: Any
+) -> torch.Tensor:
     """Give the probabilities (N, C) of all samples of a loader, on the CPU.
 
-    A bar is drawn on standard error if that is a terminal; standard output stays free for results.
+    How far it is stands on standard error; standard output stays free for results.
 
     Args:
         model: The model.
         loader: Gives inputs, or inputs with targets, which are left out.
+        title: What is shown of it.
         **settings: `accelerator`, `devices` and `precision` of the `Trainer`.
     """
     if model.kind == "images":
         model.to(memory_format=torch.channels_last)  # as in fit, so that the same scores come out
-    bar = [RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []
-    trainer = quiet_trainer(callbacks=bar, enable_progress_bar=bool(bar), **settings)
+    trainer = quiet_trainer(callbacks=[LiveView(title=title, console=Console(stderr=True))], **settings)
     outputs = trainer.predict(model, loader)
     return trainer.strategy.in_order([output["probabilities"].float().cpu() for output in outputs])
 

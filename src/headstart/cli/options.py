@@ -206,6 +206,8 @@ class Request:
     options: FitOptions
     resume: bool
     overwrite: bool
+    quiet: bool = False
+    json: bool = False
 
 
 def parse(arguments: list[str]) -> Request:
@@ -235,7 +237,12 @@ def parse(arguments: list[str]) -> Request:
         raise MisconfigurationError("--resume goes on with RUN and --overwrite deletes it: give one of them.")
     names = {each.name for each in fields(FitOptions)}
     options = FitOptions(**{name: value for name, value in found.items() if name in names})
-    return Request(options, resume=found["resume"], overwrite=found["overwrite"])
+    if found["quiet"] and found["json"]:
+        raise MisconfigurationError(
+            "--quiet prints where the run is, and --json one object that says so: give one of them."
+        )
+    switches = {name: found[name] for name in ("resume", "overwrite", "quiet", "json")}
+    return Request(options, **switches)
 
 
 def write_options(options: FitOptions, run: str | Path) -> None:
@@ -301,12 +308,22 @@ def _parse(arguments: list[str], *, defaults: Mapping[str, Any]) -> dict[str, An
         "--resume", action="store_true", help="Go on with the run in RUN from its last checkpoint."
     )
     parser.add_argument("--overwrite", action="store_true", help="Delete the run in RUN and begin anew.")
+    parser.add_argument(
+        "--quiet", action="store_true", help="Print nothing but errors and, at the end, where the run is."
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print one JSON object at the end: scores, what was kept, paths, seconds. All else goes to standard error.",
+    )
     parser.add_class_arguments(FitOptions, skip={"data"})
     parser.set_defaults(dict(defaults))
     try:
         found: dict[str, Any] = parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
-        known = [f"--{each.name}" for each in fields(FitOptions)] + ["--resume", "--overwrite", "--config"]
+        known = [f"--{each.name}" for each in fields(FitOptions)] + [
+            "--resume", "--overwrite", "--config", "--quiet", "--json",
+        ]  # fmt: skip
         unknown = re.search(r"unrecognized arguments: (--[^ =]+)", str(error), re.IGNORECASE)
         hint = did_you_mean(unknown.group(1), known) if unknown else ""
         print(f"headstart fit: {error}.{hint} `headstart fit --help` lists the options.", file=sys.stderr)

@@ -101,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         default="table",
         help="json holds the probabilities of all classes (default: table)",
     )
+    parser.add_argument(
+        "--json", action="store_const", const="json", dest="format", help="the same as --format json"
+    )
     parser.add_argument("--text_column", help="the column of the texts (default: as in the training data)")
     parser.add_argument("--text_pair_column", help="the column of the second texts, for pairs")
     add_device_arguments(parser)
