@@ -54,6 +54,7 @@ READING_ORDER = [
     "trainer",
     # what stands on it
     "callbacks",
+    "lr_finder",
     "loggers",
     "demos",
     "backbones",

@@ -268,7 +268,7 @@ def _train(
         ),
     ]
     trainer = Trainer(
-        plan=None if is_thaw else _named_plan(options),
+        plan=None if is_thaw else named_plan_of(options),
         max_epochs=options.epochs if is_thaw else None,
         callbacks=callbacks,
         logger=_loggers(folder),
@@ -290,7 +290,7 @@ def _reuse(options: FitOptions, folder: RunFolder) -> Reuse | Literal[False]:
     return Reuse(setting=options.reuse_frozen, directory=options.features or folder.features)
 
 
-def _named_plan(options: FitOptions) -> Plan:
+def named_plan_of(options: FitOptions) -> Plan:
     """Give the plan of a name or a file; each phase ends with its best weights by validation.
 
     Raises:

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "classify files or texts with a model that `fit` made",
     "evaluate": "measure such a model on labelled data",
     "inspect": "say what of a model is frozen, what trains, and what a step costs",
+    "lr-find": "find a learning rate for a phase of a plan on your data",
     "compare": "rank pretrained models by how well a head on their features does",
     "run": "run a program written for PyTorch Lightning, unchanged",
 }
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(name: str, arguments: list[str]) -> int:
-    code: int = import_module(f"headstart.cli.{name}").run(arguments)
+    code: int = import_module(f"headstart.cli.{name.replace('-', '_')}").run(arguments)
     return code
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -291,11 +291,52 @@ def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _parse(arguments: list[str], *, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    def add(parser: Any) -> None:
+        parser.add_argument(
+            "--resume", action="store_true", help="Go on with the run in RUN from its last checkpoint."
+        )
+        parser.add_argument("--overwrite", action="store_true", help="Delete the run in RUN and begin anew.")
+        parser.add_argument(
+            "--quiet", action="store_true", help="Print nothing but errors and, at the end, where the run is."
+        )
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            help="Print one JSON object at the end: scores, what was kept, paths, seconds. All else goes to standard error.",
+        )
+
+    return parse_fit_options(
+        arguments, command="fit", description=_DESCRIPTION, defaults=defaults, skip=frozenset(), add=add
+    )
+
+
+def parse_fit_options(
+    arguments: list[str],
+    *,
+    command: str,
+    description: str,
+    skip: frozenset[str],
+    add: Callable[[Any], None],
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Give the values of a command line that takes options of `headstart fit`, by name.
+
+    Args:
+        arguments: What follows the command.
+        command: Its name.
+        description: For the help.
+        skip: Options of `fit` that it does not take.
+        add: Adds those that are its own to the parser.
+        defaults: Other defaults.
+
+    Raises:
+        SystemExit: After the help (code 0), and for a wrong use (code 2).
+    """
     try:
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError:
-        raise missing_dependency("jsonargparse", needed_for="headstart fit", extra="cli") from None
-    parser = ArgumentParser(prog="headstart fit", description=_DESCRIPTION, exit_on_error=False)
+        raise missing_dependency("jsonargparse", needed_for=f"headstart {command}", extra="cli") from None
+    parser = ArgumentParser(prog=f"headstart {command}", description=description, exit_on_error=False)
     parser.add_argument(
         "--config",
         action="config",
@@ -304,28 +345,18 @@ def _parse(arguments: list[str], *, defaults: Mapping[str, Any]) -> dict[str, An
     parser.add_argument(
         "data", metavar="DATA", help="A folder of images per class, or a table of texts and labels."
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="Go on with the run in RUN from its last checkpoint."
-    )
-    parser.add_argument("--overwrite", action="store_true", help="Delete the run in RUN and begin anew.")
-    parser.add_argument(
-        "--quiet", action="store_true", help="Print nothing but errors and, at the end, where the run is."
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="Print one JSON object at the end: scores, what was kept, paths, seconds. All else goes to standard error.",
-    )
-    parser.add_class_arguments(FitOptions, skip={"data"})
-    parser.set_defaults(dict(defaults))
+    add(parser)
+    parser.add_class_arguments(FitOptions, skip={"data", *skip})
+    parser.set_defaults(dict(defaults or {}))
     try:
         found: dict[str, Any] = parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
-        known = [f"--{each.name}" for each in fields(FitOptions)] + [
-            "--resume", "--overwrite", "--config", "--quiet", "--json",
-        ]  # fmt: skip
+        known = [f"--{each}" for each in vars(parser.get_defaults())]
         unknown = re.search(r"unrecognized arguments: (--[^ =]+)", str(error), re.IGNORECASE)
         hint = did_you_mean(unknown.group(1), known) if unknown else ""
-        print(f"headstart fit: {error}.{hint} `headstart fit --help` lists the options.", file=sys.stderr)
+        print(
+            f"headstart {command}: {error}.{hint} `headstart {command} --help` lists the options.",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     return found

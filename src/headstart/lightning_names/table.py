@@ -43,6 +43,8 @@ _TENSORBOARD = _in("headstart.loggers", "TensorBoardLogger")
 _LOGGER = _in("headstart.loggers", "Logger")
 _EXPERIMENT = _in("headstart.lightning_names.rank_zero", "rank_zero_experiment")
 
+_TUNER = _in("headstart.lightning_names.tuner", "Tuner")
+
 _RANK_ZERO = _in(
     "headstart.lightning_names.rank_zero",
     "rank_zero_only", "rank_zero_info", "rank_zero_warn", "rank_zero_debug", "rank_zero_deprecation",
@@ -110,6 +112,9 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.callbacks.progress.tqdm_progress": _PROGRESS,
     "pytorch_lightning.callbacks.lambda_function": _LAMBDA,
     "pytorch_lightning.callbacks.timer": _TIMER,
+    # ---- learning rates
+    "pytorch_lightning.tuner": _TUNER,
+    "pytorch_lightning.tuner.tuning": _TUNER,
     # ---- loggers
     "pytorch_lightning.loggers": {**_CSV, **_TENSORBOARD, **_LOGGER},
     "pytorch_lightning.loggers.logger": {**_LOGGER, **_EXPERIMENT},
@@ -152,7 +157,6 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.cli": {},
     "pytorch_lightning.plugins": {},
     "pytorch_lightning.profilers": {},
-    "pytorch_lightning.tuner": {},
     # ---- helpers of the peer's own tests
     "tests_pytorch.helpers.runif": _in("headstart.lightning_names.requirements", "RunIf"),
 }
@@ -163,7 +167,6 @@ REASONS = {
     "pytorch_lightning": "headstart has the parts that transfer learning and finetuning need.",
     "lightning": "headstart has the parts that transfer learning and finetuning need.",
     "lightning_fabric": "headstart has one trainer, and its `freezing` works in a plain PyTorch loop too.",
-    "Tuner": "choose the learning rate in Python; a sweep (optuna) finds it too.",
     "Fabric": "headstart has one trainer, and its `freezing` works in a plain PyTorch loop too.",
     "tests_pytorch": "put the helpers of the tests on PYTHONPATH.",
     "pytorch_lightning.accelerators": "give the Trainer accelerator='cpu', 'gpu' or 'mps' by name.",
@@ -174,5 +177,5 @@ REASONS = {
     "pytorch_lightning.plugins": "give the Trainer precision='bf16-mixed', or another one by name.",
     "pytorch_lightning.profilers": "use torch.profiler around `trainer.fit`.",
     "pytorch_lightning.strategies": _ONE_PROCESS_OR_MANY,
-    "pytorch_lightning.tuner": "choose the learning rate in Python; a sweep (optuna) finds it too.",
+    "pytorch_lightning.tuner": "use `headstart.lr_finder.find_lr`; choose the batch size in Python.",
 }
