@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 _SEAL = b"headstart seal 1 sha256 "
 _SEAL_LENGTH = len(_SEAL) + 64
@@ -95,6 +95,14 @@ def check(path: Path) -> None:
                 raise Damage(f"the checksum of its entry {entry.name!r} does not fit{hint}")
         if is_sealed and comment != _SEAL + _digest_of_the_rest(file, entries, size - len(comment)).encode():
             raise Damage("its checksum does not fit")
+
+
+def vouched_by(path: Path) -> Literal["sealed", "checksums", "nothing"]:
+    """Say what `check` has checked a whole file by: the seal and all checksums, these alone, or nothing at all."""
+    with path.open("rb") as file:
+        if file.read(4) != _LOCAL_SIGNATURE and not _has_end(file):
+            return "nothing"
+        return "sealed" if _end_comment(file).startswith(_SEAL) else "checksums"
 
 
 def _has_end(file: IO[bytes]) -> bool:
