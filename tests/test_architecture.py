@@ -67,6 +67,7 @@ READING_ORDER = [
     "choice",
     "auto",
     "artefact",
+    "sweep",
     "lightning_names",
     "cli",
     "__main__",

@@ -94,3 +94,11 @@ def test_checkpoints_prints_seal_and_check_beside_torch():
     ):
         seconds, _, ratio = row_about(title, rows)
         assert float(seconds) > 0 and float(ratio) > 0
+
+
+def test_sweep_prints_the_time_of_many_heads_over_that_of_one():
+    rows = rows_of("sweep.py")
+    for title in ("head  ", "linear_probe"):
+        one, many, ratio, *verdict = row_about(title, rows)
+        assert float(ratio) == pytest.approx(float(many) / float(one), rel=0.05)
+        assert verdict[:2] == ["at", "most"]

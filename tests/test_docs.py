@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from headstart.cli import sweep_options
 from headstart.cli.main import main
 from headstart.cli.options import parse
 
@@ -49,10 +50,10 @@ def run_command(line):
     arguments = shlex.split(line, comments=True)[1:]
     if arguments[0] == "run":  # it puts modules into the process that runs it
         return subprocess.run([sys.executable, "-m", "headstart", *arguments], check=False).returncode
-    if arguments[0] != "fit" or "--help" in arguments:
+    if arguments[0] not in {"fit", "sweep"} or "--help" in arguments:
         return main(arguments)
     if re.search("(timm|torchvision|hf):", line):  # needs a network: are the options right?
-        parse(arguments[1:])
+        (parse if arguments[0] == "fit" else sweep_options.parse)(arguments[1:])
         return 0
     if "--resume" in arguments:
         return main(arguments)

@@ -272,6 +272,55 @@ def judge(
     return Verdicts(best=best, chosen=is_worse.index(False), is_worse=is_worse)
 
 
+def p_values_to_best(
+    candidates: Sequence[Candidate],
+    targets: Values,
+    *,
+    metric: Metric = "accuracy",
+    num_resamples: int = _NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Give for each candidate the one-sided p value of "as good as the best": how often chance alone puts one so far ahead.
+
+    The samples are drawn anew, the same for all. Of many candidates the best is partly the luckiest, so its lead over one
+    is held against the largest of the leads that chance gives to any of them over that one.
+
+    Args:
+        candidates: 1 or more.
+        targets: Class indices (N,).
+        metric: By which the best is found.
+        num_resamples: How often the samples are drawn anew.
+        seed: Of the bootstrap.
+
+    Returns:
+        The p value under each name, in (0, 1]; 1 for the best, and 0 for one that the best beats by the same amount on
+        every sample.
+
+    Raises:
+        MisconfigurationError: As `choose`.
+
+    Source: White 2000, "A Reality Check for Data Snooping", https://doi.org/10.1111/1468-0262.00152
+
+    Example:
+        >>> right, wrong = np.log([[0.9, 0.1]] * 50), np.log([[0.1, 0.9]] * 50)
+        >>> close = np.concatenate([right[:49], wrong[:1]])
+        >>> found = p_values_to_best(
+        ...     [Candidate("a", 0, right), Candidate("b", 1, close), Candidate("c", 2, wrong)], np.zeros(50, dtype=np.int64)
+        ... )
+        >>> found["a"], found["b"] > 0.1, found["c"]
+        (1.0, True, 0.0)
+    """
+    ordered, logs, true = _checked(candidates, targets, metric)
+    scorer = _scorer(logs, true, metric)
+    observed = scorer(np.ones((1, len(true))))[0]
+    resampled = np.concatenate([scorer(counts) for counts in _resamples(len(true), num_resamples, seed)])
+    best = int(observed.argmax())
+    return {
+        each.name: 1.0 if index == best else _p_not_worse(observed, resampled, index, best)
+        for index, each in enumerate(ordered)
+    }
+
+
 def paired_test(first_correct: npt.ArrayLike, second_correct: npt.ArrayLike) -> float:
     """Give the two-sided p value of McNemar's exact test: are two classifiers right equally often?
 

@@ -133,3 +133,16 @@ def text_run(reviews, tmp_path_factory):
     )  # fmt: skip
     assert code == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """The name of a small image network with random weights."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    save_file(timm.create_model("mobilenetv3_small_050", pretrained=False).state_dict(), file)
+    return f"timm:mobilenetv3_small_050@{file}"

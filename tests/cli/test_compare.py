@@ -8,7 +8,6 @@ import shlex
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from headstart.artefact import read_metadata
 from headstart.choice import paired_test
@@ -24,17 +23,6 @@ from headstart.transferability import h_score, log_me
 
 LITE0 = "efficientnet_lite0"
 SMALL = ("--image_size", "64", "--batch_size", "8")
-
-
-@pytest.fixture(scope="session")
-def untrained(tmp_path_factory):
-    """The name of a small image network with random weights."""
-    import timm
-
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
-    save_file(timm.create_model("mobilenetv3_small_050", pretrained=False).state_dict(), file)
-    return f"timm:mobilenetv3_small_050@{file}"
 
 
 @pytest.fixture(scope="session")

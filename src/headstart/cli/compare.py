@@ -107,7 +107,7 @@ def run(arguments: list[str]) -> int:
     data = fit.open_data(options)
     for line in data.prepare().report.lines():
         print(line, file=sys.stderr)
-    _check_counts(data)
+    check_counts(data)
 
     failed: dict[str, str] = {}
     compared = _compare(request, options, data, failed)
@@ -193,7 +193,7 @@ def _check(request: argparse.Namespace) -> None:
         )
 
 
-def _check_counts(data: ClassificationData) -> None:
+def check_counts(data: ClassificationData) -> None:
     """Refuse, before any work, classes that no fold could be fitted on and judged by."""
     alone = [name for name, count in zip(data.class_names, data.class_counts, strict=True) if count < 2]
     if alone:

@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "say what of a model is frozen, what trains, and what a step costs",
     "lr-find": "find a learning rate for a phase of a plan on your data",
     "compare": "rank pretrained models by how well a head on their features does",
+    "sweep": "try many settings, and keep the best by validation",
     "run": "run a program written for PyTorch Lightning, unchanged",
 }
 _USAGE = "usage: headstart [-h] [--version] [--debug] COMMAND [ARGS ...]"

@@ -113,19 +113,28 @@ class RunFolder:
         """
         if not self.is_ours:
             return
-        before = json.loads((self.path / "data.json").read_text(encoding="utf-8", errors="surrogateescape"))
-        now, sizes_then = digests(data), before["report"]["part_sizes"]
-        changed = [
-            f"{part}: {sizes_then.get(part, 0):,} samples then, {data.report.part_sizes.get(part, 0):,} now"
-            for part in sorted({*before["digests"], *now})
-            if before["digests"].get(part) != now.get(part)
-        ]
-        if changed:
-            raise DataError(
-                f"{options.data} is not what the run in {self.path} was begun with ({'; '.join(changed)}; other samples, "
-                "other classes, or another split). Give the data as it was, or begin anew in another folder (--out)."
-            )
+        refuse_other_data(self.path, data)
         write_options(options, self.path)
+
+
+def refuse_other_data(folder: Path, data: Any) -> None:
+    """Check that data is what `data.json` of a folder describes.
+
+    Raises:
+        DataError: If a part of the data has changed.
+    """
+    before = json.loads((folder / "data.json").read_text(encoding="utf-8", errors="surrogateescape"))
+    now, sizes_then = digests(data), before["report"]["part_sizes"]
+    changed = [
+        f"{part}: {sizes_then.get(part, 0):,} samples then, {data.report.part_sizes.get(part, 0):,} now"
+        for part in sorted({*before["digests"], *now})
+        if before["digests"].get(part) != now.get(part)
+    ]
+    if changed:
+        raise DataError(
+            f"{data.source} is not what the run in {folder} was begun with ({'; '.join(changed)}; other samples, "
+            "other classes, or another split). Give the data as it was, or begin anew in another folder (--out)."
+        )
 
 
 def digests(data: Any) -> dict[str, str]:
