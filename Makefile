@@ -7,6 +7,8 @@ DEMO_RUN := demo-run
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 # What the benchmarks compare with, in an environment of its own.
 PEERS := .venv-peers
+# A process for each core, up to four; a file's tests share what they set up, so they stay together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-fast lint bench clean
 
@@ -40,10 +42,10 @@ test: $(VENV)/.test-installed $(VENV)/.browser-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.test-installed $(VENV)/.browser-installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff format .
