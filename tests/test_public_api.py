@@ -31,7 +31,7 @@ PUBLIC = {
         "TQDMProgressBar",
         "Timer",
     ],
-    "headstart.loggers": ["CSVLogger", "Logger", "TensorBoardLogger"],
+    "headstart.loggers": ["CSVLogger", "Logger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"],
 }
 SUBMODULES = ["backbones", "callbacks", "data", "freezing", "loggers", "tasks"]
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from headstart.cli.options import FitOptions, Request, parse
-from headstart.errors import HeadstartError, missing_dependency
+from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
     from headstart.callback import Callback
@@ -147,8 +147,11 @@ def _fit_auto(
     before: Look | None,
 ) -> int:
     from headstart.cli import auto
+    from headstart.cli.curves import loggers_of
 
-    outcome = auto.train(model, data, options, folder, resume=resume, reuse=reuse, loggers=_loggers(folder))
+    outcome = auto.train(
+        model, data, options, folder, resume=resume, reuse=reuse, loggers=loggers_of(folder, options.logger)
+    )
     _save(folder, model, data, outcome.record, metrics=outcome.metrics)
     if outcome.is_interrupted:
         _say_interrupted(
@@ -257,6 +260,7 @@ def _train(
     """Train to the end or to Ctrl-C, and give the record and whether it was Ctrl-C."""
     from headstart.callbacks import LearningRateMonitor, LiveView, ModelCheckpoint
     from headstart.cli.arguments import device_settings
+    from headstart.cli.curves import loggers_of
     from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
     from headstart.cli.phases import EarlyStoppingOnceUnfrozen, PhaseRecord
     from headstart.trainer import Trainer
@@ -283,7 +287,7 @@ def _train(
         plan=None if is_thaw else named_plan_of(options),
         max_epochs=options.epochs if is_thaw else None,
         callbacks=callbacks,
-        logger=_loggers(folder),
+        logger=loggers_of(folder, options.logger),
         log_every_n_steps=10,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=(options.unfreeze_at_epoch or 0) if model.kind == "images" else 0,
@@ -350,22 +354,6 @@ def _freezing(model: Classifier, options: FitOptions) -> list[Callback]:
     ]
 
 
-def _loggers(folder: RunFolder) -> list[Any]:
-    """Give the loggers of the curves; TensorBoard's only where it is installed."""
-    from importlib.util import find_spec
-
-    from headstart.loggers import CSVLogger, TensorBoardLogger
-
-    where: dict[str, Any] = {"name": None, "version": folder.metrics_file.parent.name}
-    loggers: list[Any] = [CSVLogger(folder.path, **where)]
-    if find_spec("tensorboard") is None:
-        hint = missing_dependency("tensorboard", needed_for="curves in TensorBoard", extra="tensorboard")
-        print(f"{hint} Without it, the curves are in {folder.metrics_file} alone.")
-    else:
-        loggers.append(TensorBoardLogger(folder.path, **where))
-    return loggers
-
-
 def _restore_best(model: Classifier, folder: RunFolder) -> int | None:
     """Give the model the weights of the best epoch, if one came to its end; give that epoch."""
     from headstart.checkpoint import load_weights, read_checkpoint
@@ -427,6 +415,7 @@ def _test_and_report(
 ) -> None:
     from headstart.cli import forgetting, output
     from headstart.cli.arguments import device_settings
+    from headstart.cli.curves import places_of
     from headstart.cli.inference import scores_of
 
     is_held_back = data.test_set is not None
@@ -456,7 +445,7 @@ def _test_and_report(
         ("tested on", f"{tested}; {output.duration(seconds)}"),
         *output.score_facts(scores),
         ("artefact", str(folder.path)),
-        ("curves", str(folder.metrics_file)),
+        ("curves", places_of(folder, options.logger)),
     ]
     print()
     output.show(output.classes_table(scores, data.class_names))

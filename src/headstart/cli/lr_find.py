@@ -24,7 +24,7 @@ saved. The curve goes to standard output, everything else to standard error.
 
 # What fit does with them comes after the training, or is of its folder.
 _OF_FIT_ALONE = frozenset(
-    {"out", "time", "unfreeze_at_epoch", "backbone_lr", "patience", "views", "features", "forgetting", "test_fraction"}
+    {"out", "time", "unfreeze_at_epoch", "backbone_lr", "patience", "views", "features", "forgetting", "logger", "test_fraction"}
 )  # fmt: skip
 
 

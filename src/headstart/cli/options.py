@@ -61,6 +61,8 @@ class FitOptions:
             are kept in RUN, for --resume.
         forgetting: Other data of the same kind: how well a probe tells its classes apart on what the backbone makes of them,
             before training and after.
+        logger: Where the curves go, with commas between: csv, tensorboard, mlflow, wandb. Without it, csv, and tensorboard where
+            it is installed.
         seed: Of the split, the head's first weights and the order of samples.
         num_workers: Processes that read samples; 0 reads them in this one.
         accelerator: auto, cpu, gpu, cuda or mps.
@@ -92,6 +94,7 @@ class FitOptions:
     reuse_frozen: Literal["auto", "exact", "off"] = "auto"
     features: str | None = None
     forgetting: str | None = None
+    logger: str | None = None
     seed: int = 0
     num_workers: int = 0
     accelerator: str = "auto"
@@ -114,6 +117,10 @@ class FitOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise MisconfigurationError(f"--{name} is {value}; expected a number above 0.")
+        if self.logger is not None:
+            from headstart.cli.curves import read_names
+
+            read_names(self.logger)
         if self.text_pair_column is not None and self.text_column is None:
             raise MisconfigurationError(
                 f"--text_pair_column is {self.text_pair_column!r} and --text_column is missing: name both columns."
@@ -194,7 +201,7 @@ _LOWEST = {
 #: Options that may change when a run goes on: they do not touch what was learned so far. All others must be as they
 #: were, or the run that goes on is another than the one that was begun.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "epochs", "patience", "time", "num_workers", "features", "accelerator", "devices", "text_column", "text_pair_column",
+    {"data", "out", "epochs", "patience", "time", "num_workers", "features", "logger", "accelerator", "devices", "text_column", "text_pair_column",
      "label_column"}  # the columns and the data are compared by what is read from them
 )  # fmt: skip
 

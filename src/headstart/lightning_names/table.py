@@ -40,6 +40,8 @@ _TIMER = _in("headstart.callbacks", "Timer")
 
 _CSV = _in("headstart.loggers", "CSVLogger")
 _TENSORBOARD = _in("headstart.loggers", "TensorBoardLogger")
+_MLFLOW = _in("headstart.loggers", "MLFlowLogger")
+_WANDB = _in("headstart.loggers", "WandbLogger")
 _LOGGER = _in("headstart.loggers", "Logger")
 _EXPERIMENT = _in("headstart.lightning_names.rank_zero", "rank_zero_experiment")
 
@@ -116,7 +118,7 @@ NAMES: dict[str, dict[str, str]] = {
     "pytorch_lightning.tuner": _TUNER,
     "pytorch_lightning.tuner.tuning": _TUNER,
     # ---- loggers
-    "pytorch_lightning.loggers": {**_CSV, **_TENSORBOARD, **_LOGGER},
+    "pytorch_lightning.loggers": {**_CSV, **_TENSORBOARD, **_MLFLOW, **_WANDB, **_LOGGER},
     "pytorch_lightning.loggers.logger": {**_LOGGER, **_EXPERIMENT},
     "pytorch_lightning.loggers.base": {
         "LightningLoggerBase": "headstart.loggers:Logger",
@@ -124,6 +126,8 @@ NAMES: dict[str, dict[str, str]] = {
     },  # 1.x
     "pytorch_lightning.loggers.csv_logs": _CSV,
     "pytorch_lightning.loggers.tensorboard": _TENSORBOARD,
+    "pytorch_lightning.loggers.mlflow": _MLFLOW,
+    "pytorch_lightning.loggers.wandb": _WANDB,
     # ---- utilities
     "pytorch_lightning.utilities": {**_RANK_ZERO, **_MOVE, **_ATTRIBUTES},
     "pytorch_lightning.utilities.rank_zero": {**_RANK_ZERO, **_WARNINGS},
@@ -172,7 +176,7 @@ REASONS = {
     "pytorch_lightning.accelerators": "give the Trainer accelerator='cpu', 'gpu' or 'mps' by name.",
     "pytorch_lightning.callbacks": "write it as a `Callback`, whose hooks are the same.",
     "pytorch_lightning.cli": "build the Trainer in Python, or use `headstart fit --config run.yaml`.",
-    "pytorch_lightning.loggers": "write it as a `Logger`, or use CSVLogger or TensorBoardLogger.",
+    "pytorch_lightning.loggers": "write it as a `Logger`, or use CSVLogger, TensorBoardLogger, MLFlowLogger or WandbLogger.",
     "pytorch_lightning.metrics": "use torchmetrics; `self.log` takes its metrics.",
     "pytorch_lightning.plugins": "give the Trainer precision='bf16-mixed', or another one by name.",
     "pytorch_lightning.profilers": "use torch.profiler around `trainer.fit`.",

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headstart.loggers.csv_logs import CSVLogger
     from headstart.loggers.logger import Logger
+    from headstart.loggers.mlflow import MLFlowLogger
     from headstart.loggers.tensorboard import TensorBoardLogger
+    from headstart.loggers.wandb import WandbLogger
 
 # Each public name, and the module in which it is defined.
 _DEFINED_IN = {
     "CSVLogger": "headstart.loggers.csv_logs",
     "Logger": "headstart.loggers.logger",
+    "MLFlowLogger": "headstart.loggers.mlflow",
     "TensorBoardLogger": "headstart.loggers.tensorboard",
+    "WandbLogger": "headstart.loggers.wandb",
 }
 
-__all__ = ["CSVLogger", "Logger", "TensorBoardLogger"]
+__all__ = ["CSVLogger", "Logger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"]
 
 
 def __getattr__(name: str) -> Any:

@@ -200,3 +200,33 @@ def as_number(value: Any) -> Any:
         (0.5, 1)
     """
     return value.item() if hasattr(value, "item") else value
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Give nested mappings as one, by path.
+
+    Example:
+        >>> flat({"lr": 0.1, "net": {"width": 8}})
+        {'lr': 0.1, 'net/width': 8}
+    """
+    found: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{inner}": each for inner, each in flat(value).items()}
+        else:
+            found[str(name)] = value
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Give a value as JSON knows it: what it does not know, as text.
+
+    Example:
+        >>> plain({"sizes": (1, 2), "path": Path("runs")})
+        {'sizes': [1, 2], 'path': 'runs'}
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else str(value)
