@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from dataclasses import asdict
 from time import monotonic
@@ -49,6 +50,8 @@ def run(arguments: list[str]) -> int:
     from headstart.signals import SIGTERMException
 
     request, begun = parse(arguments), monotonic()
+    if request.quiet:
+        os.environ.setdefault("WANDB_SILENT", "true")  # it has something to say when the process ends
     try:
         with speaking(quiet=request.quiet, json=request.json):
             code = _fit(request)

@@ -85,8 +85,10 @@ class RunFolder:
 
     def _refuse_links(self) -> None:
         """A run goes on in its own folder: a link in one that came from elsewhere could lead anywhere."""
-        inside = self.path.resolve()
+        inside, wandb = self.path.resolve(), self.metrics_file.parent / "wandb"
         for path in self.path.rglob("*"):
+            if wandb in path.parent.parents:
+                continue  # in a folder of one of its runs, where wandb puts links to its logs, and nobody goes any more
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
                 raise MisconfigurationError(
                     f"{path} is a link out of the run's folder, and nothing is read or written through it. Put there what it "

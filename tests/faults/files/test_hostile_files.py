@@ -359,7 +359,14 @@ def test_a_run_with_a_link_out_of_its_folder_does_not_go_on(tmp_path):
         RunFolder(run).check(request)
     (run / "logs" / "metrics.csv").unlink()
     (run / "logs" / "last").symlink_to("metrics.csv")  # one within it may stay
+    (run / "logs" / "wandb" / "offline-run-1").mkdir(parents=True)
+    (run / "logs" / "wandb" / "offline-run-1" / "debug.log").symlink_to(
+        tmp_path / "victim"
+    )  # wandb's own, of a run that is over
     RunFolder(run).check(request)
+    (run / "logs" / "wandb" / "new").symlink_to(tmp_path)
+    with pytest.raises(MisconfigurationError, match=r"wandb/new is a link out of the run's folder"):
+        RunFolder(run).check(request)
 
 
 # ---- images
