@@ -10,7 +10,7 @@ PEERS := .venv-peers
 # A process for each core, up to four; a file's tests share what they set up, so they stay together.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint bench docs docs-serve docs-outputs package clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,22 @@ $(PEERS)/.installed: Makefile
 
 bench: $(VENV)/.test-installed $(PEERS)/.installed
 	$(BIN)/python benchmarks/reuse.py --peer $(PEERS)/bin/python
+
+# The site, in build/site; `docs-serve` shows it at http://127.0.0.1:8000 and builds it anew when a page changes.
+docs: $(VENV)/.test-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-serve: $(VENV)/.test-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+# What the commands of the tutorials print, run and written below them.
+docs-outputs: $(VENV)/.test-installed
+	COLUMNS=100 $(BIN)/python docs/site/outputs.py docs/tutorial-images.md docs/tutorial-text.md
+
+# The wheel and the source distribution, in dist/.
+package: $(VENV)/.test-installed
+	rm -rf dist
+	$(BIN)/python -m build
 
 clean:
 	rm -rf $(VENV) $(PEERS) $(DEMO_RUN) demo-data build dist .pytest_cache .ruff_cache .mypy_cache

@@ -8,7 +8,7 @@ keeps the place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ class Phase:
     """
 
     name: str
-    trains: tuple[str, ...] | str
+    trains: str | Sequence[str]
     lr: float | None = None
     backbone_lr: float | None = None
     layer_decay: float = 1.0
@@ -201,7 +201,7 @@ class Plan:
         True
     """
 
-    phases: tuple[Phase, ...]
+    phases: Sequence[Phase]
     name: str = "plan"
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
