@@ -117,9 +117,9 @@ def fit_probe(
     class_weight = _class_weights(class_weights, seen, targets, num_classes)  # (P, C)
     scaled, mean, deviation = standardized(features.double(), sample, standardize=standardize)
     scales = scales_of_folds(scaled, seen, standardize=standardize)  # (P, D)
-    problems = _Problems(scaled, targets, seen * class_weight[:, targets], scales, num_classes)
+    problems = Problems(scaled, targets, seen * class_weight[:, targets], scales, num_classes)
 
-    roughly = _Problems(scaled.float(), targets, problems.sample_weights, scales, num_classes)
+    roughly = Problems(scaled.float(), targets, problems.sample_weights, scales, num_classes)
     fit = partial(minimise, basis=Basis.of(scaled, problems.sample_weights[0]), memory=Memory())
     held_out = class_weight[fold_of + 1, targets] * sample  # (N,)
     weights, rows = problems.start(), list[PathRow]()
@@ -175,7 +175,7 @@ def _class_weights(
     return seen.sum(dim=1, keepdim=True) / (num_classes * totals)
 
 
-class _Problems:
+class Problems:
     """Logistic regressions on the same features (N, D), each with weights of the samples of its own (P, N)."""
 
     def __init__(

@@ -22,7 +22,7 @@ from headstart.choice import Metric
 from headstart.deferred import Reuse
 from headstart.errors import NonFiniteError
 from headstart.plans import named_plan
-from headstart.probe import fit_probe
+from headstart.probe.anywhere import ProbeAnywhere
 from headstart.scores import confusion_matrix, macro_f1
 from headstart.seed import isolated_random_state, seed_everything
 from headstart.sweep.space import FINE_TUNE, HEAD, LINEAR_PROBE
@@ -76,6 +76,7 @@ class _Features:
     train: Tensor  # (N, width)
     train_targets: Tensor  # (N,)
     val: Tensor
+    probes: ProbeAnywhere
     fitted_head: dict[str, Tensor]  # at its optimum, the penalty by cross-validation
 
 
@@ -160,15 +161,7 @@ class Trials:
     def _fit_head(self, settings: Settings) -> Outcome:
         features = self._features_of(settings.backbone)
         model = features.model
-        probe = fit_probe(
-            features.train,
-            features.train_targets,
-            num_classes=len(model.class_names),
-            strengths=[settings.values["strength"]],
-            num_folds=2,  # their accuracy is not asked for: trials are judged on the validation part
-            class_weights=_class_weights(model),
-            seed=self.seed,
-        )
+        probe = features.probes.fit(settings.values["strength"])
         model.head.load_state_dict(probe.linear().state_dict())
         return self._head_outcome(features)
 
@@ -221,7 +214,10 @@ class Trials:
         reuse.close()
         self.num_computed[backbone] = reuse.report().num_computed
         auto.fit_head(model.cpu(), train, targets, seed=self.seed)
-        return _Features(model, train, targets, val, _copy_of(model.head))
+        probes = ProbeAnywhere(
+            train, targets, num_classes=len(model.class_names), class_weights=_class_weights(model)
+        )
+        return _Features(model, train, targets, val, probes, _copy_of(model.head))
 
     # ---- more than the head
 
