@@ -23,6 +23,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import reuse_work
@@ -57,7 +58,7 @@ def run_auto(*, folder: str, options: list[str], test: dict) -> dict:
     from headstart.cli.run_folder import RunFolder
     from headstart.deferred import Reuse
 
-    settings = parse(options).options
+    settings = replace(parse(options).options, report=False)  # the peers make none
     data = fit.open_data(settings).prepare()
     begun = time.process_time()
     seed_everything(settings.seed, verbose=False)

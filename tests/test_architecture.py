@@ -68,6 +68,7 @@ READING_ORDER = [
     "auto",
     "artefact",
     "sweep",
+    "report",
     "lightning_names",
     "cli",
     "__main__",

@@ -11,7 +11,8 @@ from headstart.errors import MisconfigurationError
 
 pytestmark = pytest.mark.slow
 
-FROZEN = ("--image_size", "64", "--batch_size", "8", "--epochs", "4", "--unfreeze_at_epoch", "4")
+FROZEN = ("--image_size", "64", "--batch_size", "8", "--epochs", "4", "--unfreeze_at_epoch", "4",
+          "--report", "false")  # fmt: skip  # it makes a pass of its own
 
 
 def fit_here(data, out, *options):

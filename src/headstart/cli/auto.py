@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from headstart.calibration import Calibration
+    from headstart.cli.findings import DataFindings
     from headstart.cli.options import FitOptions
     from headstart.cli.run_folder import RunFolder
     from headstart.data import ClassificationData
@@ -53,6 +54,7 @@ class Outcome:
         metrics: For the artefact.
         facts: For the result's table.
         candidates: What might have been kept; `None` after Ctrl-C.
+        findings: About the data, for the report; `None` where there is to be none.
     """
 
     record: PhaseRecord
@@ -60,6 +62,7 @@ class Outcome:
     metrics: dict[str, Any]
     facts: list[tuple[str, str]]
     candidates: auto.Candidates | None = None
+    findings: DataFindings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class _Head:
     targets: Tensor
     f1: float
     seconds: float
+    findings: DataFindings | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +143,12 @@ def _fit_head(
         f"features, {output.duration(fitted - read)} for the fit.",
         flush=True,
     )
+    findings = None
+    if options.report:
+        from headstart.cli.findings import judge_data, read_parts
+
+        known = {"train": (features, targets), "val": (val_features, val_targets)}
+        findings = judge_data(read_parts(model, data, options, reuse=reuse, known=known), probe)
     return _Head(
         probe=probe,
         weights={name: value.clone() for name, value in model.state_dict().items()},
@@ -146,6 +156,7 @@ def _fit_head(
         targets=val_targets,
         f1=auto.macro_f1(predictions, val_targets),
         seconds=fitted - begun,
+        findings=findings,
     )
 
 
@@ -264,7 +275,12 @@ def _choose(
         optimism=optimism if data.test_set is None else None,  # the scores of a test part are what they are
     )
     return Outcome(
-        record=tuning.record, is_interrupted=False, metrics=metrics, facts=facts, candidates=candidates
+        record=tuning.record,
+        is_interrupted=False,
+        metrics=metrics,
+        facts=facts,
+        candidates=candidates,
+        findings=head.findings,
     )
 
 

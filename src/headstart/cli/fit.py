@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headstart.cli.forgetting import Look
     from headstart.cli.phases import PhaseRecord
     from headstart.cli.run_folder import RunFolder
+    from headstart.cli.story import Story
     from headstart.data import ClassificationData
     from headstart.deferred import Reuse
     from headstart.plan import Plan
@@ -46,6 +47,7 @@ def run(arguments: list[str]) -> int:
     Raises:
         HeadstartError: If options or data cannot be used, or the disk is full.
     """
+    from headstart.cli.output import command_line
     from headstart.cli.speech import speaking
     from headstart.signals import SIGTERMException
 
@@ -54,7 +56,7 @@ def run(arguments: list[str]) -> int:
         os.environ.setdefault("WANDB_SILENT", "true")  # it has something to say when the process ends
     try:
         with speaking(quiet=request.quiet, json=request.json):
-            code = _fit(request)
+            code = _fit(request, command=command_line("headstart", "fit", *arguments))
         _say_where(request, code, seconds=monotonic() - begun)
     except SIGTERMException:
         if request.json:
@@ -89,12 +91,14 @@ def _say_where(request: Request, code: int, *, seconds: float) -> None:
         print(request.options.out)
 
 
-def _fit(request: Request) -> int:
+def _fit(request: Request, *, command: str) -> int:
     from headstart.cli import forgetting, output
     from headstart.cli.arguments import meet
     from headstart.cli.run_folder import RunFolder
+    from headstart.cli.story import Story
     from headstart.seed import seed_everything
 
+    begun = monotonic()
     options = request.options
     strategy = meet(options)
     folder = RunFolder(options.out, is_ours=strategy.is_global_zero)
@@ -116,8 +120,15 @@ def _fit(request: Request) -> int:
 
     reuse = _reuse(options, folder)
     before = forgetting.look(model, options) if options.forgetting is not None else None
+    story = Story(command=command, begun=begun, reuse=reuse)
     if options.plan == "auto":
-        return _fit_auto(model, data, options, folder, resume=request.resume, reuse=reuse, before=before)
+        return _fit_auto(
+            model, data, options, folder, resume=request.resume, reuse=reuse, before=before, story=story
+        )
+    if options.report:
+        from headstart.cli.findings import look_at_data
+
+        story.findings = look_at_data(model, data, options, reuse=reuse)
     record, was_interrupted = _train(model, data, options, folder, resume=request.resume, reuse=reuse)
     best_epoch = _restore_best(model, folder) if options.plan == "thaw" else None
     if was_interrupted and not record.phases:
@@ -135,7 +146,9 @@ def _fit(request: Request) -> int:
         return _INTERRUPTED
     metrics = {"best_epoch": best_epoch, "validation": _validation(record, best_epoch)}
     facts = output.phase_facts(record.phases, best_epoch=best_epoch)
-    _test_and_report(folder, model, data, options, record, metrics, facts=facts, reuse=reuse, before=before)
+    _test_and_report(
+        folder, model, data, options, record, metrics, facts=facts, reuse=reuse, before=before, story=story
+    )
     return 0
 
 
@@ -148,6 +161,7 @@ def _fit_auto(
     resume: bool,
     reuse: Reuse | Literal[False],
     before: Look | None,
+    story: Story,
 ) -> int:
     from headstart.cli import auto
     from headstart.cli.curves import loggers_of
@@ -164,6 +178,7 @@ def _fit_auto(
             what="The better of the head alone and the best moment of fine-tuning so far",
         )
         return _INTERRUPTED
+    story.findings, story.candidates = outcome.findings, outcome.candidates
     _test_and_report(
         folder,
         model,
@@ -174,6 +189,7 @@ def _fit_auto(
         facts=outcome.facts,
         reuse=reuse,
         before=before,
+        story=story,
     )
     return 0
 
@@ -415,16 +431,22 @@ def _test_and_report(
     facts: list[tuple[str, str]],
     reuse: Reuse | Literal[False],
     before: Look | None,
+    story: Story,
 ) -> None:
     from headstart.cli import forgetting, output
     from headstart.cli.arguments import device_settings
     from headstart.cli.curves import places_of
-    from headstart.cli.inference import scores_of
+    from headstart.cli.inference import features_and_probabilities_of, scores_from
+    from headstart.cli.story import Judgement
 
     is_held_back = data.test_set is not None
-    loader = data.test_dataloader() if is_held_back else data.val_dataloader()
+    loader: Any = data.test_dataloader() if is_held_back else data.val_dataloader()
+    targets = loader.dataset.targets
     begun = monotonic()
-    scores = scores_of(model, loader, title="test", **device_settings(options))
+    features, probabilities = features_and_probabilities_of(
+        model, loader, title="test", **device_settings(options)
+    )
+    scores = scores_from(probabilities, targets)
     seconds = monotonic() - begun
     if is_held_back:
         metrics = {**metrics, "test": scores.to_dict(data.class_names)}
@@ -435,9 +457,9 @@ def _test_and_report(
     _save(folder, model, data, record, metrics=metrics)
 
     num_backbone, num_head = _num_parameters(model.backbone), _num_parameters(model.head)
-    tested = f"{scores.num_samples:,} samples held back from training"
+    by_what = f"{scores.num_samples:,} samples held back from training"
     if not is_held_back:
-        tested = (
+        by_what = (
             f"{scores.num_samples:,} samples of validation, by which the model was chosen: there is no test part, "
             "and these scores are too good"
         )
@@ -445,7 +467,7 @@ def _test_and_report(
         ("trained", f"{model.backbone.name}, {num_backbone:,} parameters, and a head of {num_head:,}"),
         *facts,
         *output.reuse_facts(reuse.report() if reuse else None),
-        ("tested on", f"{tested}; {output.duration(seconds)}"),
+        ("tested on", f"{by_what}; {output.duration(seconds)}"),
         *output.score_facts(scores),
         ("artefact", str(folder.path)),
         ("curves", places_of(folder, options.logger)),
@@ -454,7 +476,31 @@ def _test_and_report(
     output.show(output.classes_table(scores, data.class_names))
     output.show(output.facts_table("Result", rows))
     what = "PHOTO ..." if model.kind == "images" else "TABLE ..."
-    print(f"Use it: {output.command_line('headstart', 'predict', str(folder.path))} {what}")
+    print(f"Use it: {output.command_line('headstart', 'predict', str(folder.path))} {what}", flush=True)
+    tested = Judgement(
+        part="test" if is_held_back else "val",
+        features=features,
+        probabilities=probabilities,
+        targets=targets,
+        scores=scores,
+    )
+    story.tell(model, data, options, folder, record=record, metrics=metrics, tested=tested)
+    if options.from_scratch:
+        metrics = {**metrics, "from_scratch": _from_scratch(model, data, options, record)}
+        _save(folder, model, data, record, metrics=metrics)
+        story.tell(model, data, options, folder, record=record, metrics=metrics, tested=tested)
+
+
+def _from_scratch(
+    model: Classifier, data: ClassificationData, options: FitOptions, record: PhaseRecord
+) -> dict[str, Any]:
+    from headstart.cli.scratch import train_from_scratch
+
+    epochs = max(1, sum(phase.epochs for phase in record.phases))
+    scratch = train_from_scratch(model, data, options, epochs=epochs)
+    judged = scratch.test or scratch.val
+    print(f"From scratch: accuracy {judged.accuracy}, macro-F1 {judged.macro_f1}.", flush=True)
+    return scratch.to_dict()
 
 
 def _say_interrupted(

@@ -22,6 +22,7 @@ COMMANDS = {
     "lr-find": "find a learning rate for a phase of a plan on your data",
     "compare": "rank pretrained models by how well a head on their features does",
     "sweep": "try many settings, and keep the best by validation",
+    "report": "make the report of a run again, or compare runs in one page",
     "run": "run a program written for PyTorch Lightning, unchanged",
 }
 _USAGE = "usage: headstart [-h] [--version] [--debug] COMMAND [ARGS ...]"

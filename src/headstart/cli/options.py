@@ -63,6 +63,9 @@ class FitOptions:
             before training and after.
         logger: Where the curves go, with commas between: csv, tensorboard, mlflow, wandb. Without it, csv, and tensorboard where
             it is installed.
+        from_scratch: Train the same network from random weights, too, for as many epochs, and report its scores beside the others.
+        report: End with RUN/report.html: what was learned, from which data, and where it errs. It takes a pass over the data
+            through the pretrained backbone where the plan does not make one anyway.
         seed: Of the split, the head's first weights and the order of samples.
         num_workers: Processes that read samples; 0 reads them in this one.
         accelerator: auto, cpu, gpu, cuda or mps.
@@ -95,6 +98,8 @@ class FitOptions:
     features: str | None = None
     forgetting: str | None = None
     logger: str | None = None
+    from_scratch: bool = False
+    report: bool = True
     seed: int = 0
     num_workers: int = 0
     accelerator: str = "auto"
@@ -201,7 +206,7 @@ _LOWEST = {
 #: Options that may change when a run goes on: they do not touch what was learned so far. All others must be as they
 #: were, or the run that goes on is another than the one that was begun.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "epochs", "patience", "time", "num_workers", "features", "logger", "accelerator", "devices", "text_column", "text_pair_column",
+    {"data", "out", "epochs", "patience", "time", "num_workers", "features", "logger", "from_scratch", "report", "accelerator", "devices", "text_column", "text_pair_column",
      "label_column"}  # the columns and the data are compared by what is read from them
 )  # fmt: skip
 

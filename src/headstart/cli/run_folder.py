@@ -5,6 +5,8 @@ RUN/
   data.json            what was found in the data, and digests of its parts
   checkpoints/         best.ckpt, last.ckpt and the one before it
   logs/                curves: metrics.csv, and TensorBoard's files
+  report.html          what was learned, from which data, and where it errs
+  report/facts.json    what that page is made from
   model.safetensors, headstart.json, tokenizer/      the artefact
 """
 

@@ -161,6 +161,10 @@ class ClassificationData(LightningDataModule):
         """The test part; `None` where there is none."""
         return self._prepared.sets.get("test")
 
+    def samples(self, part: str) -> list[Sample]:
+        """Give the samples of a part that exists (`"train"`, `"val"`, `"test"`), in the order of its dataset."""
+        return self._prepared.samples[part]
+
     @cached_property
     def _prepared(self) -> _Prepared:
         for_evaluation = self._known_classes is not None

@@ -1,0 +1,84 @@
+"""Samples as a page shows them: a small picture, or the beginning of a text, and where it comes from."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.errors import DataError
+
+if TYPE_CHECKING:
+    from headstart.data.base import Sample
+
+#: Pixels of a thumbnail's longer side, twice what is shown: screens have two pixels where a page has one.
+THUMBNAIL = 192
+#: Characters of a text.
+SNIPPET = 320
+
+
+def shown(sample: Sample) -> dict[str, Any]:
+    """Give a sample as plain values: `place`, its class `label`, and `picture` (a data address) or `text`.
+
+    Args:
+        sample: Of a data module. An image that cannot be read any more has the reason under `missing`.
+
+    Example:
+        >>> from headstart.data.base import Sample
+        >>> shown(Sample("a fine thing", "good", "row 7", ""))
+        {'place': 'row 7', 'label': 'good', 'text': 'a fine thing'}
+    """
+    found: dict[str, Any] = {"place": printable(sample.place), "label": sample.label}
+    if isinstance(sample.value, Path):
+        try:
+            return {**found, "picture": _thumbnail(sample.value)}
+        except DataError as error:
+            return {**found, "missing": printable(str(error))}
+    texts = (sample.value,) if isinstance(sample.value, str) else sample.value
+    return {**found, "text": " | ".join(_snippet(text) for text in texts)}
+
+
+def is_same(first: Sample, second: Sample) -> bool:
+    """Whether two samples are the same file, byte for byte, or the same text.
+
+    Example:
+        >>> from headstart.data.base import Sample
+        >>> is_same(Sample("a  text ", "x", "row 1", ""), Sample("a text", "y", "row 2", ""))
+        True
+    """
+    if isinstance(first.value, Path):
+        try:
+            return first.value.read_bytes() == Path(second.value).read_bytes()
+        except OSError:
+            return False
+    return _words(first.value) == _words(second.value)
+
+
+def printable(text: str) -> str:
+    r"""Give a name as every program can write it: bytes of a file's name that are no text become escapes.
+
+    Example:
+        >>> printable("cat\udce9.jpg")
+        'cat\\udce9.jpg'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _thumbnail(path: Path) -> str:
+    from headstart.data.images import open_image
+
+    image = open_image(path)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=78, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _snippet(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SNIPPET else line[:SNIPPET].rsplit(" ", 1)[0] + " …"
+
+
+def _words(text: Any) -> list[list[str]]:
+    return [each.split() for each in ((text,) if isinstance(text, str) else text)]
