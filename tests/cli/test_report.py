@@ -235,6 +235,11 @@ def test_the_page_follows_the_theme_and_prints_in_black_on_white(opened, marked_
     assert color_of(page, "body", "backgroundColor") == "rgb(255, 255, 255)"
     assert color_of(page, tick, "fill") == "rgb(0, 0, 0)"
     assert not page.locator("nav").is_visible()
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 without its margins
+    drawn(page, "at 718")
+    tables = page.locator("table")
+    rights = [tables.nth(n).bounding_box() for n in range(tables.count())]
+    assert max(box["x"] + box["width"] for box in rights) <= 718  # paper does not scroll
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 

@@ -10,6 +10,7 @@ from headstart.auto import quiet_trainer
 from headstart.callbacks import RichProgressBar
 from headstart.cli.arguments import device_settings
 from headstart.cli.inference import scores_of
+from headstart.data.report import counted
 from headstart.plan import Phase, Plan
 from headstart.seed import seed_everything
 
@@ -74,7 +75,8 @@ def train_from_scratch(
     )
     settings = device_settings(options)
     print(
-        f"\nFrom scratch, for comparison: the same network with random weights, {epochs} epochs.", flush=True
+        f"\nFrom scratch, for comparison: the same network with random weights, {counted(epochs, 'epoch')}.",
+        flush=True,
     )
     trainer = quiet_trainer(
         plan=Plan(name="from scratch", phases=(phase,), monitor="val_f1", mode="max"),

@@ -18,6 +18,7 @@ from headstart.auto import HEAD, TUNED
 from headstart.calibration import expected_calibration_error
 from headstart.cli.arguments import device_settings
 from headstart.cli.inference import scores_of
+from headstart.data.report import counted
 from headstart.errors import MissingDependencyError
 from headstart.report.curves import read_curves
 from headstart.report.duplicates import THRESHOLD, Twins
@@ -144,7 +145,7 @@ class Story:
         processes = from_environment()
         parts = [
             (
-                f"{'head' if phase.name == 'frozen' else 'backbone and head'}, {phase.epochs} epochs",
+                f"{'head' if phase.name == 'frozen' else 'backbone and head'}, {counted(phase.epochs, 'epoch')},",
                 phase.seconds,
             )
             for phase in record.phases
@@ -273,7 +274,7 @@ def _candidates(
             {"name": f"plan {plan}", "val": validation, "test": kept_test, "is_kept": True, "note": ""}
         )
     if scratch := metrics.get("from_scratch"):
-        count = f"{scratch['epochs']} epoch{'s' if scratch['epochs'] != 1 else ''} from random weights"
+        count = f"{counted(scratch['epochs'], 'epoch')} from random weights"
         rows.append(
             {
                 "name": "from scratch",

@@ -122,6 +122,7 @@ def confusion_figure(facts: Mapping[str, Any]) -> Figure:
         }
         for row, counts in enumerate(matrix)
         for column, count in enumerate(counts)
+        if count
     ]  # fmt: skip
     ticks = (
         {
@@ -203,7 +204,7 @@ def map_figure(facts: Mapping[str, Any]) -> Figure:
                 "marker": {"symbol": "circle-open", "size": 15, "color": "var(--ink)", "line": {"width": 1.5}},
             }
         )  # fmt: skip
-    axis = {"showticklabels": False, "showgrid": False, "zeroline": False}
+    axis = {"showticklabels": False, "showgrid": False, "zeroline": False, "showline": False}
     layout = {"height": 480, "xaxis": axis, "yaxis": axis, "showlegend": len(names) <= _MOST_IN_LEGEND}
     return _figure(traces, layout)
 
