@@ -154,7 +154,7 @@ def test_a_mistake_in_the_data_leaves_an_old_run_alone(cell_run, tmp_path):
 
 
 def test_a_full_disk_is_said_with_what_to_do(monkeypatch):
-    def fail(request):
+    def fail(request, *, command):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(fit, "_fit", fail)

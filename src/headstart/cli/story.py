@@ -303,7 +303,8 @@ def _predictions(data: ClassificationData, tested: Judgement) -> dict[str, Any]:
 
     wrong = torch.nonzero(predicted != torch.tensor(tested.targets)).flatten()
     mistakes = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_NUM_PREDICTIONS]
-    by_doubt = (top[:, 0] - top[:, 1]).argsort(stable=True).tolist()
+    # No more of them can be among the mistakes that are shown already.
+    by_doubt = (top[:, 0] - top[:, 1]).argsort(stable=True)[: 2 * _NUM_PREDICTIONS].tolist()
     unsure = [index for index in by_doubt if index not in mistakes.tolist()][:_NUM_PREDICTIONS]
     return {
         "num_mistakes": len(wrong),
