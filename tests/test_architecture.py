@@ -69,6 +69,7 @@ READING_ORDER = [
     "artefact",
     "sweep",
     "report",
+    "export",
     "lightning_names",
     "cli",
     "__main__",

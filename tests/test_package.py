@@ -391,6 +391,16 @@ trainer = Trainer(plan=plan, accelerator="cpu", logger=False, enable_checkpointi
 trainer.fit(Net(), loader)
 assert any("lora" in name for name, _ in trainer.lightning_module.named_parameters())
 """,
+    "images,export": """
+from PIL import Image
+Image.effect_noise((40, 40), 50).convert("RGB").save("photo.png")
+from headstart.artefact import save_artefact
+from headstart.export import export
+from headstart.tasks import ImageClassifier
+model = ImageClassifier("torchvision:resnet18", class_names=["cat", "dog"], image_size=32, pretrained=False)
+save_artefact("run", model)
+assert "model.onnx" in export("run", format="onnx", samples=["photo.png"]).files
+""",
     "cli": """
 from headstart.cli.main import main
 from pathlib import Path

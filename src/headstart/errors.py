@@ -43,6 +43,10 @@ class WriteError(HeadstartError, OSError):
         self.errno = number
 
 
+class ExportError(HeadstartError, RuntimeError):
+    """An exported model that does not compute what its run does."""
+
+
 class NonFiniteError(HeadstartError, ArithmeticError):
     """A loss or a gradient that is NaN or infinite: the message names the batch."""
 

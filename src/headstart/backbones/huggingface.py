@@ -68,7 +68,7 @@ def load_huggingface(
     is_folder = Path(source).is_dir()
     name = name or (str(source) if is_folder else f"hf:{source}")
     settings = {**RUN_NO_CODE, "local_files_only": True} if is_folder else RUN_NO_CODE
-    with _reading(source, name), refusing_code(f"The backbone {name!r}"), _quiet(transformers):
+    with _reading(source, name), refusing_code(f"The backbone {name!r}"), quiet(transformers):
         config = transformers.AutoConfig.from_pretrained(str(source), **settings)
         if pretrained and weights is None:
             model = _load_whole(transformers, str(source), name=name, settings=settings)
@@ -305,7 +305,7 @@ def _reading(source: str | Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keep transformers from drawing a bar, and from a table of weights: what matters of it is an error here."""
     logging = transformers.utils.logging
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -54,6 +54,9 @@ class PlanRunner(Callback):
         super().__init__()
         self.plan = plan
         self.say_table = say_table
+        self.adapters: dict[
+            str, Tensor
+        ] = {}  # weights by name, when they have been added to the network's own
         self._layout: Layout | None = None
         self._begin_anew()
 
@@ -208,7 +211,7 @@ class PlanRunner(Callback):
         """Likewise where nothing was left to train; add the adapters to the weights."""
         self._restore_best(trainer, pl_module)
         if self.plan.lora is not None:
-            take_adapters_out(pl_module.get_submodule(self.plan.backbone))
+            self.adapters = take_adapters_out(pl_module.get_submodule(self.plan.backbone))
 
     # ---- from phase to phase
 
@@ -515,12 +518,20 @@ def put_adapters_in(network: nn.Module, plan: Plan) -> None:
         raise MisconfigurationError(f"The adapters do not fit {type(network).__name__}: {error}") from error
 
 
-def take_adapters_out(network: nn.Module) -> None:
-    """Add the adapters of a network to its weights, and put its own layers back."""
+def take_adapters_out(network: nn.Module) -> dict[str, Tensor]:
+    """Add the adapters of a network to its weights, put its own layers back, and give the adapters' weights by name."""
     from peft.tuners.lora import LoraLayer
 
+    taken: dict[str, Tensor] = {}
     for name, layer in list(network.named_modules()):
         if isinstance(layer, LoraLayer):
+            assert isinstance(layer, nn.Module), "peft's layers are modules"
+            taken |= {
+                f"{name}.{key.replace('.default', '')}": value.detach().cpu().clone()
+                for key, value in layer.state_dict().items()
+                if key.startswith("lora_")
+            }
             layer.merge()
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, layer.base_layer)
+    return taken

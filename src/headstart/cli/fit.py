@@ -282,6 +282,7 @@ def _train(
     from headstart.cli.curves import loggers_of
     from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
     from headstart.cli.phases import EarlyStoppingOnceUnfrozen, PhaseRecord
+    from headstart.export.adapters import keep_adapters
     from headstart.trainer import Trainer
 
     record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
@@ -313,7 +314,10 @@ def _train(
         reuse_frozen=reuse,
         **device_settings(options),
     )
-    return record, fit_until_ctrl_c(trainer, model, data, interrupt, resume=resume)
+    was_interrupted = fit_until_ctrl_c(trainer, model, data, interrupt, resume=resume)
+    if folder.is_ours:
+        keep_adapters(trainer, model, folder.path)
+    return record, was_interrupted
 
 
 def _reuse(options: FitOptions, folder: RunFolder) -> Reuse | Literal[False]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure such a model on labelled data",
     "inspect": "say what of a model is frozen, what trains, and what a step costs",
     "lr-find": "find a learning rate for a phase of a plan on your data",
+    "export": "write such a model for other programs, compared with the run",
     "compare": "rank pretrained models by how well a head on their features does",
     "sweep": "try many settings, and keep the best by validation",
     "report": "make the report of a run again, or compare runs in one page",
