@@ -70,6 +70,7 @@ READING_ORDER = [
     "sweep",
     "report",
     "export",
+    "serving",
     "lightning_names",
     "cli",
     "__main__",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add how samples are read, and on what they are computed."""
-    parser.add_argument("--batch_size", type=_positive, default=32, help="samples at a time (default: 32)")
+    parser.add_argument("--batch_size", type=positive, default=32, help="samples at a time (default: 32)")
     parser.add_argument(
         "--num_workers",
         type=int,
@@ -48,7 +48,8 @@ def meet(options: argparse.Namespace | FitOptions) -> Strategy:
     return strategy
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Give the whole number above 0 that was written, for `argparse`."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")

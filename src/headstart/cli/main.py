@@ -18,6 +18,7 @@ COMMANDS = {
     "fit": "finetune a pretrained model on a folder of images or a table of texts",
     "predict": "classify files or texts with a model that `fit` made",
     "evaluate": "measure such a model on labelled data",
+    "serve": "answer requests for such a model's predictions over HTTP, with a page to try it on",
     "inspect": "say what of a model is frozen, what trains, and what a step costs",
     "lr-find": "find a learning rate for a phase of a plan on your data",
     "export": "write such a model for other programs, compared with the run",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -146,24 +146,74 @@ def open_image(path: str | Path) -> Image.Image:
         raise DataError(f"{path}: {_reason(path, error)}") from error
 
 
-def _decode(path: Path, *, small: bool = False) -> Image.Image:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise missing_dependency("PIL", needed_for="images", extra="images") from error
+def read_image(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Give an image that is no file on a disk (an upload, say), as `open_image` gives one that is.
 
-    if path.exists() and not path.is_file():
-        raise IsADirectoryError("not a file")  # opening a named pipe would wait for ever
-    with Image.open(path, formats=_known_formats()) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(
-                f"{width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} that are read; scale it down"
-            )
+    Args:
+        file: Its bytes, to be read from their beginning.
+        max_pixels: A larger image is refused by its header.
+
+    Raises:
+        DataError: If it is damaged, no image or too large; the message is the reason alone.
+
+    Example:
+        >>> import io
+        >>> read_image(io.BytesIO(b"GIF89a, they say"))
+        Traceback (most recent call last):
+        headstart.errors.DataError: not an image
+    """
+    try:
+        return _decode(file, max_pixels=max_pixels)
+    except Exception as error:  # a damaged image can raise anything in a decoder
+        if isinstance(error, ImportError):
+            raise
+        raise DataError(_reason(file, error, max_pixels=max_pixels)) from error
+
+
+def image_size(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Give width and height in pixels by the header of an image; nothing is unpacked.
+
+    Raises:
+        DataError: If it is no image, or has more pixels; the message is the reason alone.
+    """
+    try:
+        with _opened(file, max_pixels=max_pixels) as image:
+            return image.size
+    except Exception as error:  # a damaged image can raise anything in a decoder
+        if isinstance(error, ImportError):
+            raise
+        raise DataError(_reason(file, error, max_pixels=max_pixels)) from error
+
+
+def _decode(source: Path | BinaryIO, *, small: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    with _opened(source, max_pixels=max_pixels) as image:
+        from PIL import ImageOps
+
         if small:
             image.draft("RGB", (32, 32))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _opened(source: Path | BinaryIO, *, max_pixels: int) -> Image.Image:
+    """Give an image of which the header alone was read."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_dependency("PIL", needed_for="images", extra="images") from error
+
+    if not isinstance(source, Path):
+        source.seek(0)
+    elif source.exists() and not source.is_file():
+        raise IsADirectoryError("not a file")  # opening a named pipe would wait for ever
+    image = Image.open(source, formats=_known_formats())
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise ValueError(
+            f"{width:,} x {height:,} pixels, more than the {max_pixels:,} that are read; scale it down"
+        )
+    return image
 
 
 @cache
@@ -193,16 +243,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(source: Path | BinaryIO, error: Exception, *, max_pixels: int = MAX_PIXELS) -> str:
     """What is wrong with a file, in words without its name."""
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(error, FileNotFoundError):
-        return "a link to a file that is missing" if path.is_symlink() else "no such file"
+    if isinstance(error, FileNotFoundError) and isinstance(source, Path):
+        return "a link to a file that is missing" if source.is_symlink() else "no such file"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than the {MAX_PIXELS:,} pixels that are read; scale it down"  # or as many as the program allows
+        return f"more than the {max_pixels:,} pixels that are read; scale it down"  # or as many as the program allows
     if isinstance(error, UnidentifiedImageError):
-        return "an empty file" if path.stat().st_size == 0 else "not an image"
+        size = source.stat().st_size if isinstance(source, Path) else source.seek(0, os.SEEK_END)
+        return "an empty file" if size == 0 else "not an image"
     if isinstance(error, struct.error | EOFError | IndexError):
         return "a damaged image"  # the decoders' own words would not help
     if isinstance(error, OSError) and error.strerror:
