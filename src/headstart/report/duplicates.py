@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 #: alike of different cells come to 0.968; a Reuters text with one word of some sixty less or misspelt mostly comes to 0.98, and
 #: of two different texts one in a hundred to 0.93.
 THRESHOLD = 0.98
-#: So many samples of a part are compared, at most: 5,000 with 70,000 take some ten seconds.
+#: So many samples of a part are compared, at most: 5,000 with 70,000 take some 13 s of one core.
 MOST_HELD_OUT = 5_000
 _BLOCK = 1024
 
