@@ -83,6 +83,8 @@ def run_command(arguments, *, may_copy):
     """Run `headstart ...`; give the exit code."""
     if arguments[0] == "run":  # it puts modules into the process that runs it
         return subprocess.run([sys.executable, "-m", "headstart", *arguments], check=False).returncode
+    if arguments[0] == "serve":
+        return serve_briefly(arguments)
     if arguments[0] not in {"fit", "sweep"} or "--help" in arguments:
         return main(arguments)
     if any(re.match("(timm|torchvision|hf):", word) for word in arguments):
@@ -112,6 +114,15 @@ def fit_once(arguments):
 def beginnings(printed):
     """What the lines of an output begin with, up to the first number: the rest differs with data, machine and day."""
     return {re.split(r"\d", " ".join(line.split()))[0].strip(" *") for line in printed.splitlines()}
+
+
+def serve_briefly(arguments):
+    """Serve until it listens, then end it; give the exit code."""
+    line = [sys.executable, "-m", "headstart", *arguments, "--port", "0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
+        assert "is served at http://" in server.stdout.readline()
+        server.terminate()
+        return server.wait(timeout=60)
 
 
 @pytest.mark.slow

@@ -193,7 +193,7 @@ def test_others_can_read_what_is_served(cell_server, text_server):
         assert set(schema["paths"]) == {"/predict", "/health", "/model", "/metrics"}
         predict = schema["paths"]["/predict"]["post"]
         assert set(predict["requestBody"]["content"]) == kinds
-        assert {"200", "400", "408", "413", "415", "422", "503", "504"} == set(predict["responses"])
+        assert {"200", "400", "408", "413", "415", "422", "500", "503", "504"} == set(predict["responses"])
         assert "class" in schema["components"]["schemas"]["Prediction"]["properties"]
 
 

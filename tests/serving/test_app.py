@@ -131,10 +131,12 @@ def test_a_network_that_fails_is_an_error_for_that_request_alone(predictor):
         predictor.fails = True
         failed = await client.post("/predict", files=photos(1))
         predictor.fails = False
-        return failed, await client.post("/predict", files=photos(1))
+        return failed, await client.post("/predict", files=photos(1)), (await client.get("/metrics")).text
 
-    failed, later = talk(predictor, conversation)
+    failed, later, counters = talk(predictor, conversation)
     assert (failed.status_code, later.status_code) == (500, 200)
+    assert failed.json()["detail"].startswith("The model failed on this request")
+    assert 'headstart_requests_total{status="500"} 1' in counters
 
 
 def test_a_class_name_is_never_markup():

@@ -33,7 +33,7 @@ class Held:
         await asyncio.to_thread(self.has_begun.wait, 10)
 
 
-def test_what_comes_while_a_batch_is_computed_is_the_next_batch():
+def test_what_comes_while_a_batch_is_computed_is_the_next_batch_and_each_fails_for_itself():
     compute = Held()
     batcher = Batcher(compute, batch_size=4, queue_size=100)
 
@@ -41,7 +41,8 @@ def test_what_comes_while_a_batch_is_computed_is_the_next_batch():
         running = asyncio.create_task(batcher.run())
         asked = [asyncio.create_task(batcher.answer([0]))]
         await compute.begin()
-        asked += [asyncio.create_task(batcher.answer([n, n + 10])) for n in (1, 2, 3)]
+        asked += [asyncio.create_task(batcher.answer([n, n + 10])) for n in (1, 2)]
+        asked += [asyncio.create_task(batcher.answer([n])) for n in (3, 13)]
         await asyncio.sleep(0)
         compute.may_go.set()
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -49,10 +50,10 @@ def test_what_comes_while_a_batch_is_computed_is_the_next_batch():
         return answers
 
     answers = in_another_thread(main)
-    assert compute.batches == [[0], [1, 11, 2, 12], [3, 13]]
-    assert answers[:3] == [[0], [2, 22], [4, 24]]
-    assert str(answers[3]) == "not this one"  # and nobody else's
-    assert (batcher.counts.samples, batcher.counts.batches, batcher.counts.largest_batch) == (5, 2, 4)
+    assert compute.batches == [[0], [1, 11, 2, 12], [3, 13], [3], [13]]
+    assert answers[:4] == [[0], [2, 22], [4, 24], [6]]
+    assert str(answers[4]) == "not this one"  # and nobody else's
+    assert batcher.counts.largest_batch == 4
 
 
 def test_whoever_stops_waiting_is_not_computed():

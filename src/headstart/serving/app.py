@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,6 +39,7 @@ _REFUSALS = {
     413: "The body, a text or their number is too large",
     415: "The body is of another type",
     422: "What was sent is not a photo, not a text, or empty",
+    500: "The model failed",
     503: "The server is busy: come again",
     504: "The server was too slow",
 }
@@ -126,6 +127,12 @@ def make_app(predictor: Predictor, metadata: Mapping[str, Any], limits: Limits) 
     @app.exception_handler(ClientDisconnect)
     async def nobody_listens(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=400)
+
+    @app.exception_handler(Exception)
+    async def fail(_: Request, __: Exception) -> Response:
+        statuses[500] += 1  # this answer is given outside of what counts the others
+        detail = "The model failed on this request; what happened stands in the server's output."
+        return JSONResponse({"detail": detail}, status_code=500)
 
     return app
 

@@ -25,7 +25,7 @@ class QueueFullError(HeadstartError, RuntimeError):
 
 @dataclass(slots=True)
 class Counts:
-    """What was computed since the server began."""
+    """What was computed since the server began; a batch that failed counts, and so do its samples one by one."""
 
     samples: int = 0
     batches: int = 0
@@ -86,25 +86,30 @@ class Batcher:
         return list(await asyncio.gather(*futures))
 
     async def run(self) -> None:
-        """Compute until cancelled. A batch that fails is an error to those who wait for it, and to nobody else."""
-        loop = asyncio.get_running_loop()
+        """Compute until cancelled. A sample that makes the computation fail is an error to its own request alone."""
         with ThreadPoolExecutor(1, thread_name_prefix="compute") as thread:
             while True:
                 batch = await self._next_batch()
-                samples = [sample for sample, _ in batch]
-                try:
-                    values = await loop.run_in_executor(thread, self._compute, samples)
-                except Exception as error:  # whatever a network raises  # noqa: BLE001
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error)
-                    continue
-                self.counts.samples += len(batch)
-                self.counts.batches += 1
-                self.counts.largest_batch = max(self.counts.largest_batch, len(batch))
+                values = await self._values([sample for sample, _ in batch], thread)
                 for (_, future), value in zip(batch, values, strict=True):
-                    if not future.done():
+                    if future.done():
+                        continue  # nobody waits for it any more
+                    if isinstance(value, Exception):
+                        future.set_exception(value)
+                    else:
                         future.set_result(value)
+
+    async def _values(self, samples: Sequence[Any], thread: ThreadPoolExecutor) -> list[Any]:
+        """Give the value of each sample, or the exception that it raises by itself."""
+        self.counts.samples += len(samples)
+        self.counts.batches += 1
+        self.counts.largest_batch = max(self.counts.largest_batch, len(samples))
+        try:
+            return list(await asyncio.get_running_loop().run_in_executor(thread, self._compute, samples))
+        except Exception as error:  # whatever a network raises  # noqa: BLE001
+            if len(samples) == 1:
+                return [error]
+        return [value for sample in samples for value in await self._values([sample], thread)]
 
     async def _next_batch(self) -> list[tuple[Any, asyncio.Future[Any]]]:
         """Give what waits, at least one; those whose request has gone are left out."""
