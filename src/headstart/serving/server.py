@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import signal
@@ -34,14 +35,17 @@ def serve(app: FastAPI, *, host: str, port: int, limits: Limits, say: Callable[[
     """
     # It complains of each damaged body, and so does the answer.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    # What was loaded stays: searched for garbage again and again, it made large JSON take seconds instead of tenths.
+    gc.freeze()
     listener = _listen(host, port)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=math.ceil(2 * limits.timeout) + 1,  # reading, then answering
     )  # fmt: skip
-    with _signals_end_quietly(), listener:
+    server = uvicorn.Server(config)
+    with _signals_ending(server), listener:
         say(f"http://{_written(host)}:{listener.getsockname()[1]}/")
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -63,10 +67,14 @@ def _written(host: str) -> str:
 
 
 @contextmanager
-def _signals_end_quietly() -> Iterator[None]:
-    """Uvicorn raises the signals that ended it once more when all is answered: there is nothing left to end."""
+def _signals_ending(server: uvicorn.Server) -> Iterator[None]:
+    """Take signals before uvicorn does; and after it, which raises once more what ended it when all is answered."""
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
