@@ -16,7 +16,7 @@ def test_every_plan_has_its_own_settings_first_with_every_backbone():
     assert [(each.plan, each.backbone) for each in first] == [
         (HEAD, "a"), (HEAD, "b"), (FINE_TUNE, "a"), (FINE_TUNE, "b"),
     ]  # fmt: skip
-    assert first[0].values == {"strength": 0.1}
+    assert first[0].values == {"strength": 0.01}
     assert first[2].values == {"lr": 2e-4, "layer_decay": 0.8, "weight_decay": 0.01}
     assert space("text").first_trials()[2].values["lr"] == 5e-5
 

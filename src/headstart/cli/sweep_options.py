@@ -213,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         "lr": "learning rate (default: a tenth to ten times the plan's own)",
         "layer_decay": "factor of the rate from a block to the one before it (default: 0.5 to 1, or 0.3 to 1)",
         "weight_decay": "weight decay (default: 1e-4 to 0.1)",
-        "strength": "plan head: strength C of the penalty, the larger the weaker (default: 1e-4 to 10)",
+        "strength": "plan head: strength C of the penalty, the larger the weaker (default: 1e-4 to 1)",
     }.items():
         add(f"--{name}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=what)
     add("--epochs", type=int, help="of plans that train by gradient (default: the plan's own)")

@@ -105,7 +105,7 @@ class Space:
         Example:
             >>> space = space_of("images", backbones=["efficientnet_lite0"], plans=["head"], ranges={})
             >>> print(*space.first_trials())
-            head efficientnet_lite0: strength 0.1
+            head efficientnet_lite0: strength 0.01
         """
         return [
             Settings(plan, backbone, {name: each.first for name, each in ranges.items()})
@@ -218,8 +218,9 @@ def space_of(
 
 def _ranges_of(plan: str, kind: Kind) -> dict[str, Range]:
     if plan == HEAD:
-        # From hardly more than the classes' shares to where, with more features than samples, these are learned by heart.
-        return {"strength": Range(1e-4, 10.0, 0.1)}
+        # From hardly more than the classes' shares to where standardised features of usual width are learned by heart; beyond,
+        # a fit takes seconds.
+        return {"strength": Range(1e-4, 1.0, 0.01)}
     weight_decay = Range(1e-4, 0.1, 0.01)
     if plan == FINE_TUNE:
         decay = Range(0.5, 1.0, _LAYER_DECAY_OF_FINE_TUNING[kind], is_log=False)
