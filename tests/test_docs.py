@@ -93,7 +93,7 @@ def run_command(arguments, *, may_copy):
         return 0
     if "--resume" in arguments:
         return main(arguments)
-    quick = QUICK.get(arguments[1], QUICK["table"])
+    quick = QUICK.get("photos" if arguments[1] == "shards" else arguments[1], QUICK["table"])
     more = [word for name, value in quick.items() if name not in arguments for word in (name, value)]
     return fit_once([*arguments, *more]) if may_copy else main([*arguments, *more])
 

@@ -170,7 +170,7 @@ def test_the_best_trial_is_a_run(swept, solar_cells, capsys):
     # It predicts what it was judged by, at its temperature.
     model = load_artefact(best)
     data = fit.open_data(fit.parse([str(solar_cells), "--out", "x"]).options).prepare()
-    fit.set_preprocessing(data, model)
+    data.set_preprocessing(model.preprocessing)
     from headstart import auto
 
     logits, _ = auto.outputs_of(model, data.val_dataloader(), accelerator="cpu")

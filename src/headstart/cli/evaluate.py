@@ -77,14 +77,19 @@ def _parser() -> argparse.ArgumentParser:
 def _open_data(
     options: argparse.Namespace, model: Classifier, trained_on: dict[str, Any]
 ) -> ClassificationData:
-    from headstart.data import ImageFolderData, TextTableData, detect_kind
+    from headstart.data import ImageFolderData, TextTableData
+    from headstart.data.opening import open_data
+    from headstart.data.records import RecordData
     from headstart.tasks import ImageClassifier, TextClassifier
 
-    kind = detect_kind(options.data)
-    if kind != model.kind:
+    found = open_data(options.data, batch_size=options.batch_size, num_workers=options.num_workers)
+    if found.kind != model.kind:
         raise MisconfigurationError(
-            f"The model in {options.run} judges {model.kind}, and {options.data} holds {kind}."
+            f"The model in {options.run} judges {model.kind}, and {options.data} holds {found.kind}."
         )
+    if isinstance(found, RecordData):
+        found.evaluate_with(model.class_names).set_preprocessing(model.preprocessing)
+        return found
     settings: dict[str, Any] = {
         "class_names": model.class_names,
         "batch_size": options.batch_size,

@@ -204,22 +204,20 @@ def open_data(options: FitOptions) -> ClassificationData:
         DataError: If there is no such data.
         MisconfigurationError: If options are for the other kind of data.
     """
-    from headstart.data import ImageFolderData, TextTableData, detect_kind
+    from headstart.data.opening import open_data as open_source
 
-    kind = detect_kind(options.data)
-    options.refuse_options_of_the_other_kind(kind)
-    settings: dict[str, Any] = {
-        "batch_size": options.batch_size,
-        "val_fraction": options.val_fraction,
-        "test_fraction": options.test_fraction,
-        "seed": options.seed,
-        "num_workers": options.num_workers,
-    }
-    if kind == "images":
-        return ImageFolderData(options.data, **settings)
-    return TextTableData(
-        options.data, text_columns=options.text_columns, label_column=options.label_column, **settings
+    data = open_source(
+        options.data,
+        text_columns=options.text_columns,
+        label_column=options.label_column,
+        batch_size=options.batch_size,
+        val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+        num_workers=options.num_workers,
     )
+    options.refuse_options_of_the_other_kind(data.kind, has_columns=data.has_columns)
+    return data
 
 
 def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
@@ -227,7 +225,7 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
     import torch
 
     from headstart.backbones import default_backbone
-    from headstart.data import ImageFolderData, TextTableData
+    from headstart.data import ImageData
     from headstart.tasks import ImageClassifier, TextClassifier, balanced_class_weights
 
     is_balanced = options.class_weights == "balanced"
@@ -237,31 +235,18 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
         "weight_decay": options.weight_decay,
         "class_weights": balanced_class_weights(data.class_counts) if is_balanced else None,
     }
-    if isinstance(data, ImageFolderData):
+    if data.kind == "images":
+        assert isinstance(data, ImageData)
         backbone = options.backbone or default_backbone("images")
         images = ImageClassifier(backbone, image_size=options.image_size, **settings)
-        set_preprocessing(data, images)
+        data.set_preprocessing(images.preprocessing)
         data.show_fixed_views(options.views, until_epoch=options.unfreeze_at_epoch or 0)
         # Convolutions run faster in this order of memory: 1.6 times unfrozen, 1.3 frozen (EfficientNet-Lite0 on a CPU).
         return images.to(memory_format=torch.channels_last)
-    assert isinstance(data, TextTableData)
     backbone = options.backbone or default_backbone("text")
     texts = TextClassifier(backbone, max_length=options.max_length, **settings)
-    set_preprocessing(data, texts)
+    data.set_preprocessing(texts.preprocessing)
     return texts
-
-
-def set_preprocessing(data: ClassificationData, model: Classifier) -> None:
-    """Let the data do to its samples what a model expects."""
-    from headstart.data import ImageFolderData, TextTableData
-
-    preprocessing: Any = model.preprocessing
-    if isinstance(data, ImageFolderData):
-        data.train_transform = preprocessing.train_transform()
-        data.eval_transform = preprocessing.eval_transform()
-    else:
-        assert isinstance(data, TextTableData)
-        data.tokenize = preprocessing
 
 
 # ---- training

@@ -25,7 +25,8 @@ class FitOptions:
     """What `headstart fit` is asked to do.
 
     Attributes:
-        data: A folder with a folder of images per class, or a table of texts and labels.
+        data: A folder with a folder of images per class, a table of texts and labels, tar files, a Hugging Face dataset on
+            the disk, or package.module:function for datasets of your own.
         out: The folder of the run: model, checkpoints, curves and settings go here.
         backbone: efficientnet_lite0, minilm, timm:NAME, torchvision:NAME, hf:NAME, or a local file or folder. Without
             it, the packaged one for the kind of data.
@@ -149,8 +150,14 @@ class FitOptions:
         if self.time is not None:
             seconds_of(self.time)
 
-    def refuse_options_of_the_other_kind(self, kind: Literal["images", "text"]) -> None:
+    def refuse_options_of_the_other_kind(
+        self, kind: Literal["images", "text"], *, has_columns: bool | None = None
+    ) -> None:
         """Refuse options that would have no effect on this kind of data.
+
+        Args:
+            kind: Of the data.
+            has_columns: Whether it has columns that can be named; `None` is as is usual for the kind.
 
         Raises:
             MisconfigurationError: With the first such option.
@@ -161,6 +168,8 @@ class FitOptions:
         }
         defaults = {each.name: each.default for each in fields(self)}
         for name in others[kind]:
+            if name == "label_column" and has_columns:
+                continue
             if getattr(self, name) != defaults[name]:
                 meant = "a table of texts" if kind == "images" else "a folder of images"
                 found = "a folder of images" if kind == "images" else "a table of texts"
@@ -355,7 +364,10 @@ def parse_fit_options(
         help="A YAML file with any of these options, such as the run.yaml of a RUN.",
     )
     parser.add_argument(
-        "data", metavar="DATA", help="A folder of images per class, or a table of texts and labels."
+        "data",
+        metavar="DATA",
+        help="A folder of images per class, a table of texts and labels, tar files, a saved Hugging Face dataset, or "
+        "package.module:function.",
     )
     add(parser)
     parser.add_class_arguments(FitOptions, skip={"data", *skip})

@@ -145,13 +145,17 @@ def digests(data: Any) -> dict[str, str]:
     """Give a digest of each part of the data: of the names and sizes of images, of texts, and of their classes.
 
     Args:
-        data: An `ImageFolderData` or `TextTableData`.
+        data: A `ClassificationData`.
     """
+    from headstart.data.records import RecordImages
+
     found = {}
     for part in data.report.part_sizes:
         dataset = {"train": data.train_set, "val": data.val_set, "test": data.test_set}[part]
         digest = hashlib.sha256(repr(data.class_names).encode())
-        if hasattr(dataset, "images"):
+        if isinstance(getattr(dataset, "images", None), RecordImages):
+            samples = dataset.images.names()
+        elif hasattr(dataset, "images"):
             # Not the pixels: a folder may be large, and a file whose size and name stay is hardly ever another.
             samples = [
                 (path.relative_to(data.source).as_posix(), path.stat().st_size)

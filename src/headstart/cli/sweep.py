@@ -109,13 +109,11 @@ def _sweep(options: SweepOptions, data: ClassificationData, space: Space, folder
 
 def _space_of(options: SweepOptions, data: ClassificationData) -> Space:
     from headstart.backbones import default_backbone
-    from headstart.data import TextTableData
     from headstart.sweep.space import DEFAULT_PLANS, space_of
 
-    kind = "text" if isinstance(data, TextTableData) else "images"
     return space_of(
-        kind,  # type: ignore[arg-type]
-        backbones=options.backbones or [default_backbone(kind)],  # type: ignore[arg-type]
+        data.kind,
+        backbones=options.backbones or [default_backbone(data.kind)],
         plans=options.plans or DEFAULT_PLANS,
         ranges=options.ranges,
     )
@@ -303,7 +301,6 @@ def _test(
 ) -> dict[str, Any] | None:
     """Look at the test part, for the best alone; give what was seen, and how often it was looked at."""
     from headstart.artefact import load_artefact, read_metadata, save_artefact
-    from headstart.cli import fit
     from headstart.cli.arguments import device_settings
     from headstart.cli.inference import scores_of
 
@@ -312,7 +309,7 @@ def _test(
     if before is not None and before["trial"] == best.trial.number:
         return before
     model = load_artefact(folder.best)
-    fit.set_preprocessing(data, model)
+    data.set_preprocessing(model.preprocessing)
     scores = scores_of(model, data.test_dataloader(), **device_settings(options.fit_options()))
     found = scores.to_dict(data.class_names)
     metadata = read_metadata(folder.best)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from unicodedata import normalize
 
 import torch
@@ -23,12 +23,15 @@ from headstart.errors import DataError, MisconfigurationError, did_you_mean
 _LONGEST_WAIT = 600.0  # seconds
 
 
-@dataclass(frozen=True)
+Kind = Literal["images", "text"]
+
+
+@dataclass(frozen=True, slots=True)  # there may be a million of them
 class Sample:
     """One readable sample.
 
     Attributes:
-        value: The image's path, the text, or the pair of texts.
+        value: The image's path, the text, the pair of texts, or the number of a record.
         label: The name of its class.
         place: Its file or row, for messages.
         key: What the split is drawn from: the same on every machine and in every order.
@@ -68,7 +71,8 @@ class _Prepared:
 class ClassificationData(LightningDataModule):
     """Samples with one class each, checked, split, and given out in batches `(inputs, targets)`.
 
-    `ImageFolderData` and `TextTableData` are the two kinds. Everything is read at the first use of an attribute that
+    `ImageFolderData` and `TextTableData` read folders and tables, `HuggingFaceData`, `WebDatasetData` and `DatasetData` what is
+    kept in other ways. Everything is read at the first use of an attribute that
     needs it, or at `prepare()`; a second call does nothing.
     """
 
@@ -94,7 +98,19 @@ class ClassificationData(LightningDataModule):
         self.num_workers = num_workers
         self._known_classes: list[str] | None = None
 
-    # ---- for the two kinds to say
+    #: Whether the source has columns, of which that of the labels can be named.
+    has_columns = False
+
+    # ---- for each kind to say
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """What the samples are."""
+
+    @abstractmethod
+    def set_preprocessing(self, preprocessing: Any) -> None:
+        """Do to samples what a backbone's preprocessing says: the attribute of a model of `headstart.tasks`."""
 
     @abstractmethod
     def _read(self, *, for_evaluation: bool) -> Reading:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from headstart.data.base import ClassificationData, Reading, Sample
+from headstart.data.base import Reading, Sample
+from headstart.data.image_data import ImageData
 from headstart.data.images import (
     ImageFiles,
     LabelledImages,
@@ -20,8 +21,7 @@ from headstart.data.images import (
     visible_children,
 )
 from headstart.data.report import SetAside, listing, refuse_too_many_unreadable
-from headstart.deferred import Views
-from headstart.errors import DataError, MisconfigurationError
+from headstart.errors import DataError
 
 # What people call the folders of the three parts.
 _PART_NAMES = {
@@ -31,7 +31,7 @@ _PART_NAMES = {
 }  # fmt: skip
 
 
-class ImageFolderData(ClassificationData):
+class ImageFolderData(ImageData):
     """Images in a folder per class, as batches of float tensors (B, 3, H, W) and int64 targets (B,).
 
     ```
@@ -81,16 +81,14 @@ class ImageFolderData(ClassificationData):
     ) -> None:
         super().__init__(
             root,
+            train_transform=train_transform,
+            eval_transform=eval_transform,
             batch_size=batch_size,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             seed=seed,
             num_workers=num_workers,
         )
-        self._transforms = {"train": train_transform, "eval": eval_transform}
-        self._views_until_epoch = 0
-        self._num_views = 1
-        self._fixed: Dataset[Any] | None = None
 
     @classmethod
     def for_evaluation(
@@ -118,95 +116,15 @@ class ImageFolderData(ClassificationData):
         data._known_classes = list(class_names)
         return data
 
-    def show_fixed_views(self, num_views: int, *, until_epoch: int) -> None:
-        """Show training images without new augmentation until an epoch: what a frozen network makes of them can be stored.
-
-        Let the trainer ask for the loader anew in that epoch: `Trainer(reload_dataloaders_every_n_epochs=until_epoch)`.
-
-        Args:
-            num_views: 1 shows each image as it is; more show as many augmented views of it, an epoch each in turn.
-            until_epoch: The epoch from which on images are augmented anew each time.
-
-        Raises:
-            MisconfigurationError: If `num_views` is below 1.
-        """
-        if num_views < 1:
-            raise MisconfigurationError(f"num_views is {num_views}; expected 1 or more.")
-        self._num_views, self._views_until_epoch, self._fixed = num_views, until_epoch, None
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Give the loader of the training part, shuffled from torch's global generator."""
-        epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        if epoch >= self._views_until_epoch:
-            return super().train_dataloader()
-        self._check_ready("train")
-        self._check_ready("val")
-        if self._fixed is None:
-            images = self.train_set
-            assert isinstance(images, LabelledImages)
-            self._fixed = (
-                self._plain_train_set()
-                if self._num_views == 1
-                else Views(images, self._num_views, seed=self.seed)
-            )
-        return self._make_loader(self._fixed, labelled=True, shuffle=True)
-
-    def _plain_train_set(self) -> Dataset[Any]:
-        images = self.train_set
-        assert isinstance(images, LabelledImages)
-        self._check_ready("val")  # for its transform
-        return LabelledImages(images.images.paths, images.targets, transform=self.eval_transform)
-
-    @property
-    def train_transform(self) -> Transform | None:
-        """What is done to each training image; may be set at any time before the loader is made."""
-        return self._transforms["train"]
-
-    @train_transform.setter
-    def train_transform(self, transform: Transform | None) -> None:
-        self._set_transform("train", transform)
-
-    @property
-    def eval_transform(self) -> Transform | None:
-        """What is done to each image outside training; may be set at any time before the loader is made."""
-        return self._transforms["eval"]
-
-    @eval_transform.setter
-    def eval_transform(self, transform: Transform | None) -> None:
-        self._set_transform("eval", transform)
-
-    def _set_transform(self, use: str, transform: Transform | None) -> None:
-        self._transforms[use] = transform
-        if "_prepared" in self.__dict__:
-            for part, dataset in self._prepared.sets.items():
-                if _use_of(part) == use:
-                    assert isinstance(dataset, LabelledImages)
-                    dataset.transform = transform
-
     def _read(self, *, for_evaluation: bool) -> Reading:
         return read_folder(self.source, for_evaluation=for_evaluation)
 
     def _labelled_set(self, part: str, samples: list[Sample], targets: list[int]) -> Dataset[Any]:
         paths = [sample.value for sample in samples]
-        return LabelledImages(paths, targets, transform=self._transforms[_use_of(part)])
+        return LabelledImages(paths, targets, transform=self.transform_of(part))
 
     def _inputs_set(self, samples: list[Sample]) -> Dataset[Any]:
         return ImageFiles([sample.value for sample in samples], self.eval_transform)
-
-    def _collate(self, *, labelled: bool) -> Any:
-        return None
-
-    def _check_ready(self, part: str) -> None:
-        use = _use_of(part)
-        if self._transforms[use] is None:
-            raise MisconfigurationError(
-                f"{use}_transform is not set. Set it to what the backbone wants: "
-                f"data.{use}_transform = model.preprocessing.{use}_transform()"
-            )
-
-
-def _use_of(part: str) -> str:
-    return "train" if part == "train" else "eval"
 
 
 # ---- reading a folder

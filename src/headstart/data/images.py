@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import unicodedata
@@ -185,6 +186,34 @@ def image_size(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> tuple[int, in
         raise DataError(_reason(file, error, max_pixels=max_pixels)) from error
 
 
+def decode_image(content: bytes, *, place: str) -> Image.Image:
+    """Give the content of an image file as it is to be seen, as `open_image` does.
+
+    Args:
+        content: The bytes of the file.
+        place: Where they come from, for the message.
+
+    Raises:
+        DataError: If they are damaged or no image; the message names the place.
+    """
+    try:
+        return read_image(io.BytesIO(content))
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def why_undecodable(content: bytes) -> str | None:
+    """Give the reason why the content of an image file cannot be read; `None` where it can."""
+    file = io.BytesIO(content)
+    try:
+        _decode(file, small=True)
+    except Exception as error:  # a damaged image can raise anything in a decoder
+        if isinstance(error, ImportError):
+            raise
+        return _reason(file, error)
+    return None
+
+
 def _decode(source: Path | BinaryIO, *, small: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
     with _opened(source, max_pixels=max_pixels) as image:
         from PIL import ImageOps
@@ -192,7 +221,7 @@ def _decode(source: Path | BinaryIO, *, small: bool = False, max_pixels: int = M
         if small:
             image.draft("RGB", (32, 32))
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _opened(source: Path | BinaryIO, *, max_pixels: int) -> Image.Image:
@@ -224,7 +253,12 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Give an image in RGB, 8 bits a channel; what is transparent becomes white.
+
+    Raises:
+        ValueError: If its pixels lie outside of what they can mean.
+    """
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
@@ -358,18 +392,32 @@ class ImageFiles(Dataset[Any]):
 
 
 class LabelledImages(Dataset[Any]):
-    """Images and their classes as a dataset: `dataset[i]` is `(transform(image), class index)`."""
+    """Images and their classes as a dataset: `dataset[i]` is `(transform(image), class index)`.
+
+    Args:
+        images: Paths, or a dataset of images with an attribute `transform`.
+        targets: Class indices.
+        transform: What is done to each image.
+    """
 
     def __init__(
-        self, paths: Sequence[str | Path], targets: Sequence[int], *, transform: Transform | None = None
+        self,
+        images: Sequence[str | Path] | Dataset[Any],
+        targets: Sequence[int],
+        *,
+        transform: Transform | None = None,
     ) -> None:
-        self.images = ImageFiles(paths, transform)
+        self.images: Any = images
+        if isinstance(images, Sequence):
+            self.images = ImageFiles(images)
+        self.images.transform = transform
         self.targets = list(targets)
 
     @property
     def transform(self) -> Transform | None:
         """What is done to each image; may be set at any time before the loader is made."""
-        return self.images.transform
+        transform: Transform | None = self.images.transform
+        return transform
 
     @transform.setter
     def transform(self, transform: Transform | None) -> None:

@@ -10,8 +10,8 @@ from headstart.data.table import TABLE_SUFFIXES
 from headstart.errors import DataError, did_you_mean
 
 _EXPECTED = (
-    "Expected a folder with a folder of images per class, or a table: "
-    f"{', '.join(TABLE_SUFFIXES)} with a column of texts and a column of labels."
+    "Expected a folder with a folder of images per class, a table: "
+    f"{', '.join(TABLE_SUFFIXES)} with a column of texts and a column of labels; tar files, or a saved Hugging Face dataset."
 )
 
 
@@ -51,9 +51,5 @@ def detect_kind(path: str | Path) -> Literal["images", "text"]:
         raise DataError(f"There is no file or folder {str(path)!r}.{did_you_mean(path.name, near)}")
     if path.suffix.casefold() in TABLE_SUFFIXES:
         return "text"
-    hint = (
-        " Unpack it first."
-        if path.suffix.casefold() in {".zip", ".gz", ".tar", ".tgz", ".7z", ".rar"}
-        else ""
-    )
+    hint = " Unpack it first." if path.suffix.casefold() in {".zip", ".gz", ".tgz", ".7z", ".rar"} else ""
     raise DataError(f"{path} is a {path.suffix or 'nameless kind of'} file.{hint} {_EXPECTED}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from headstart.data.base import ClassificationData, Reading, Sample
+from headstart.data.base import ClassificationData, Kind, Reading, Sample
 from headstart.data.columns import choose_label_column, choose_text_columns
 from headstart.data.report import SetAside, refuse_too_many_unreadable
 from headstart.data.table import read_table
@@ -53,7 +53,9 @@ class LabelledTexts(Dataset[Any]):
     """Texts and their classes as a dataset: `dataset[i]` is `(text or pair, class index)`."""
 
     def __init__(self, texts: Sequence[Text], targets: Sequence[int]) -> None:
-        self.texts = list(texts)
+        self.texts = (
+            list(texts) if isinstance(texts, list | tuple) else texts
+        )  # others may be read one at a time
         self.targets = list(targets)
 
     def __len__(self) -> int:
@@ -116,6 +118,8 @@ class TextTableData(ClassificationData):
         (['bad', 'good'], {'train': 12, 'val': 4, 'test': 4}, ('review',))
     """
 
+    has_columns = True
+
     def __init__(
         self,
         path: str | Path,
@@ -177,6 +181,15 @@ class TextTableData(ClassificationData):
         )
         data._known_classes = list(class_names)
         return data
+
+    @property
+    def kind(self) -> Kind:
+        """What the samples are."""
+        return "text"
+
+    def set_preprocessing(self, preprocessing: Any) -> None:
+        """Tokenize as a backbone's preprocessing says."""
+        self.tokenize = preprocessing
 
     @property
     def text_columns(self) -> tuple[str, ...]:

@@ -1,0 +1,322 @@
+"""Samples by number in files that hold many: only the one that is asked for is read. The base of the data modules on them."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from headstart.data.base import Kind, Reading, Sample
+from headstart.data.image_data import ImageData
+from headstart.data.images import LabelledImages, Transform, decode_image, to_rgb, why_undecodable
+from headstart.data.report import SetAside, refuse_too_many_unreadable
+from headstart.data.text import LabelledTexts, TextCollate, TextRows, Tokenize
+from headstart.errors import DataError, MisconfigurationError
+
+# Longer texts are set aside, as those of tables are.
+_LONGEST_TEXT = 10_000_000
+
+#: What people call the three parts.
+PARTS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+class Records(ABC):
+    """Samples by number, from 0.
+
+    Attributes:
+        kind: What a sample is.
+    """
+
+    kind: Kind
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, number: int) -> Any:
+        """Give a sample: the content of an image file, an image, a text, or a pair of texts.
+
+        Raises:
+            Exception: Any, if it cannot be read.
+        """
+
+    @abstractmethod
+    def place(self, number: int) -> str:
+        """Say where a sample stands, for messages."""
+
+    @abstractmethod
+    def key(self, number: int) -> str:
+        """Give what the split is drawn from."""
+
+    @abstractmethod
+    def label(self, number: int) -> str:
+        """Give the class of a sample.
+
+        Raises:
+            ValueError: If it has none, in words without its place.
+        """
+
+
+class RecordImages(Dataset[Any]):
+    """Images by number as a dataset: `dataset[i]` is `transform(image)`, or the RGB image itself without a transform."""
+
+    def __init__(self, records: Records, numbers: Sequence[int], transform: Transform | None = None) -> None:
+        self.records = records
+        self.numbers = np.asarray(numbers, dtype=np.int64)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        number = int(self.numbers[index])
+        image = as_image(self.records.read(number), place=self.records.place(number))
+        return image if self.transform is None else self.transform(image)
+
+    def names(self) -> Iterator[str]:
+        """Give the key of each image."""
+        return (self.records.key(int(number)) for number in self.numbers)
+
+
+class RecordTexts(Sequence[Any]):
+    """Texts by number; each is read when it is asked for."""
+
+    def __init__(self, records: Records, numbers: Sequence[int]) -> None:
+        self.records = records
+        self.numbers = np.asarray(numbers, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.records.read(int(self.numbers[index]))
+
+
+def as_image(found: Any, *, place: str) -> Any:
+    """Give what was read as an RGB image.
+
+    Raises:
+        DataError: If it is damaged or no image.
+    """
+    if isinstance(found, bytes):
+        return decode_image(found, place=place)
+    try:
+        return to_rgb(found)
+    except (ValueError, OSError, AttributeError) as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Records, and to which part of the data they belong; `"all"` are split."""
+
+    name: str
+    records: Records
+
+
+class RecordData(ImageData):
+    """Images or texts that lie many in a file, or behind a dataset; what they are shows when they are read.
+
+    Everything is read and checked once up front, and afterwards sample by sample: memory holds about 200 bytes a sample.
+
+    Args:
+        source: Where they come from.
+        class_names: The classes in their order, if labels are their numbers; `None` takes the labels that there are.
+        batch_size: Samples a batch.
+        val_fraction: Share of validation where it is cut here.
+        test_fraction: Share of test where it is cut here; 0 for none.
+        seed: Of the split.
+        num_workers: Loader processes; 0 reads in this one.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        class_names: Sequence[str] | None = None,
+        batch_size: int = 32,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            source,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+            num_workers=num_workers,
+        )
+        self.tokenize: Tokenize | None = None
+        self._given_names = None if class_names is None else [str(name) for name in class_names]
+        self._opened: list[Part] | None = None
+        self._found_early: list[SetAside] = []  # while the files were opened
+
+    def evaluate_with(self, class_names: Sequence[str]) -> Self:
+        """Give this data as one test part, with the classes of a trained model; where it is split, its test part alone.
+
+        Args:
+            class_names: The model's classes, in its order.
+        """
+        self._known_classes = list(class_names)
+        return self
+
+    @abstractmethod
+    def _open(self) -> list[Part]:
+        """Give the parts, unchecked; what cannot be used is put into `_found_early`."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the samples are."""
+        return self._parts[0].records.kind
+
+    def set_preprocessing(self, preprocessing: Any) -> None:
+        """Do to samples what a backbone's preprocessing says."""
+        if self.kind == "images":
+            super().set_preprocessing(preprocessing)
+        else:
+            self.tokenize = preprocessing
+
+    @property
+    def _parts(self) -> list[Part]:
+        if self._opened is None:
+            self._opened = self._open()
+            kinds = {part.records.kind for part in self._opened}
+            if len(kinds) != 1:
+                raise DataError(
+                    f"{self.source}: "
+                    + ("no sample was found." if not kinds else "some parts hold images and some texts.")
+                )
+        return self._opened
+
+    def _read(self, *, for_evaluation: bool) -> Reading:
+        parts = self._parts
+        if for_evaluation:
+            chosen = [part for part in parts if part.name in {"test", "all"}] or parts[-1:]
+            parts = self._opened = [Part("all", part.records) for part in chosen[:1]]
+        reading = Reading({}, set_aside=[])
+        unusable = list(self._found_early)
+        num_read = len(unusable)
+        for part in parts:
+            samples = reading.parts.setdefault(part.name, [])
+            num_read += len(part.records)
+            for number, reason in enumerate(_check(part.records)):
+                place = part.records.place(number)
+                try:
+                    if reason is not None:
+                        raise ValueError(reason)  # noqa: TRY301 (one way for both kinds of reason)
+                    label = self._name_of(part.records.label(number))
+                except ValueError as error:
+                    unusable.append(SetAside(place, str(error)))
+                    continue
+                samples.append(Sample(number, label, place, part.records.key(number)))
+        refuse_too_many_unreadable(unusable, num_samples=num_read, source=str(self.source))
+        reading.set_aside += unusable
+        return reading
+
+    def _name_of(self, label: str) -> str:
+        names = self._given_names
+        if names is None or label in names:
+            return label
+        if label.isdecimal() and int(label) < len(names):
+            return names[int(label)]
+        raise ValueError(f"a class that is none: {label!r}; there are {len(names)}: {', '.join(names[:5])}")
+
+    def _labelled_set(self, part: str, samples: list[Sample], targets: list[int]) -> Dataset[Any]:
+        records, numbers = self._records_of(part), [sample.value for sample in samples]
+        if self.kind == "text":
+            return LabelledTexts(RecordTexts(records, numbers), targets)
+        return LabelledImages(RecordImages(records, numbers), targets, transform=self.transform_of(part))
+
+    def _inputs_set(self, samples: list[Sample]) -> Dataset[Any]:
+        part = "test" if "test" in self._prepared.sets else "val"
+        records, numbers = self._records_of(part), [sample.value for sample in samples]
+        if self.kind == "text":
+            places = [sample.place for sample in samples]
+            return TextRows([records.read(number) for number in numbers], places)
+        return RecordImages(records, numbers, self.eval_transform)
+
+    def _plain_train_set(self) -> Dataset[Any]:
+        return self._prepared.sets["train"] if self.kind == "text" else super()._plain_train_set()
+
+    def _collate(self, *, labelled: bool) -> Any:
+        if self.kind == "images":
+            return super()._collate(labelled=labelled)
+        assert self.tokenize is not None
+        return TextCollate(self.tokenize, labelled=labelled)
+
+    def _check_ready(self, part: str) -> None:
+        if self.kind == "images":
+            super()._check_ready(part)
+        elif self.tokenize is None:
+            raise MisconfigurationError(
+                "tokenize is not set. Set it to what the backbone wants: data.tokenize = model.preprocessing"
+            )
+
+    def _records_of(self, part: str) -> Records:
+        """Give the records that a part was cut from."""
+        by_name = {each.name: each.records for each in self._parts}
+        return by_name.get(part) or by_name.get("train") or next(iter(by_name.values()))
+
+
+def _check(records: Records) -> Iterator[str | None]:
+    """Give for each sample the reason why it cannot be used, or `None`; each is read, images are decoded on several threads."""
+    threads = min(8, (os.cpu_count() or 1) + 1)
+    with ThreadPool(threads) as pool:
+        yield from pool.imap(lambda number: _why_unusable(records, number), range(len(records)), chunksize=16)
+
+
+def _why_unusable(records: Records, number: int) -> str | None:
+    try:
+        found = records.read(number)
+    except Exception as error:  # noqa: BLE001 (whatever the code behind a dataset raises)
+        return f"cannot be read: {type(error).__name__}: {error}"
+    if records.kind == "images":
+        if isinstance(found, bytes):
+            return why_undecodable(found)
+        return None if hasattr(found, "convert") else f"a {type(found).__name__} where an image was expected"
+    texts = found if isinstance(found, tuple) else (found,)
+    for text in texts:
+        if not isinstance(text, str):
+            return f"a {type(text).__name__} where a text was expected"
+        if not text.strip():
+            return "an empty text"
+        if len(text) > _LONGEST_TEXT:
+            return f"a text of more than {_LONGEST_TEXT:,} characters"
+    return None
+
+
+def label_as_text(label: Any) -> str:
+    """Give a label as the name of a class: whole numbers as such.
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> label_as_text(3), label_as_text(" cat ")
+        ('3', 'cat')
+    """
+    if hasattr(label, "item"):
+        label = label.item()
+    if isinstance(label, bytes):
+        label = label.decode("utf-8", errors="replace")
+    if label is None or isinstance(label, Mapping | list | tuple) or label != label:  # noqa: PLR0124 (NaN)
+        raise ValueError(f"no label: {label!r:.80}")
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    text = str(label).strip()
+    if not text:
+        raise ValueError("no label: an empty one")
+    return text
