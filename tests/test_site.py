@@ -4,8 +4,11 @@ import importlib
 import re
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -118,6 +121,42 @@ def test_the_site_is_light_and_dark_as_the_system_is(site):
         ("(prefers-color-scheme: light)", "default"),
         ("(prefers-color-scheme: dark)", "slate"),
     ]
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """The site on a port of this machine."""
+    handler = partial(QuietHandler, directory=site[0])
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files, and prints no line for each."""
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.slow
+def test_in_a_browser_pages_are_found_by_searching_and_nothing_else_is_fetched(address, browser_page):
+    page = browser_page.page
+    page.goto(address + "index.html")
+    search = page.locator(".md-search__input")
+    search.click()  # the index is fetched now
+    search.press_sequentially("frozen work")
+    found = page.locator(".md-search-result__item a").first
+    found.wait_for()
+    assert "frozen" in found.inner_text().lower()
+    page.goto(address + "api/deferred.html")
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert (
+        page.evaluate("document.documentElement.scrollWidth") <= 390
+    )  # a telephone scrolls in one direction
+    assert {each.startswith(address) for each in browser_page.requests} == {True}
+    assert (browser_page.console, browser_page.failed) == ([], [])
 
 
 @pytest.mark.slow
