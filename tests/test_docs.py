@@ -123,9 +123,12 @@ def serve_briefly(arguments):
     """Serve until it listens, then end it; give the exit code."""
     line = [sys.executable, "-m", "headstart", *arguments, "--port", "0"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
-        assert "is served at http://" in server.stdout.readline()
-        server.terminate()
-        return server.wait(timeout=60)
+        try:
+            assert "is served at http://" in server.stdout.readline()
+            server.terminate()
+            return server.wait(timeout=60)
+        finally:
+            server.kill()
 
 
 @pytest.mark.slow
