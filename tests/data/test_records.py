@@ -29,6 +29,7 @@ from headstart.data.opening import format_of, open_data
 from headstart.data.own import data_of
 from headstart.deferred import Reuse
 from headstart.errors import DataError, MisconfigurationError
+from headstart.report.samples import is_same, shown
 
 datasets = pytest.importorskip("datasets")
 NAMES = ["cat", "dog"]
@@ -262,6 +263,20 @@ def test_a_trained_model_is_tested_on_the_test_part_alone(tmp_path):
     )
     with pytest.raises(DataError, match="classes that the model does not have"):
         WebDatasetData(tmp_path).evaluate_with(["1", "2"]).prepare()
+
+
+def test_a_report_shows_samples_of_tar_files(shards):
+    data = ready(WebDatasetData(shards, class_names=NAMES))
+    first, second = data.samples("val")[0], data.samples("val")[1]
+    assert len(data.samples("val")) == 6
+    found = shown(first)
+    assert found["place"] == first.place
+    assert found["picture"].startswith("data:image/jpeg;base64,")
+    assert is_same(first, data.samples("val")[0])
+    assert not is_same(first, second)
+    own = ready(DatasetData(Pictures(20), class_names=NAMES)).samples("val")
+    assert shown(own[0])["picture"].startswith("data:image/jpeg;base64,")
+    assert is_same(own[0], own[0])
 
 
 # ---- Hugging Face datasets

@@ -57,12 +57,12 @@ def train_from_scratch(
         options: Of the run.
         epochs: Passes over the training part.
     """
-    from headstart.data import ImageFolderData
+    from headstart.data import ImageData
 
     begun = monotonic()
     seed_everything(options.seed, verbose=False)
     blank: Classifier = type(model)(**model.rebuild_arguments())
-    if isinstance(data, ImageFolderData):
+    if data.kind == "images" and isinstance(data, ImageData):
         data.show_fixed_views(1, until_epoch=0)
     phase = Phase(
         name="from scratch",

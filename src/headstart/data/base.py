@@ -177,7 +177,7 @@ class ClassificationData(LightningDataModule):
         """The test part; `None` where there is none."""
         return self._prepared.sets.get("test")
 
-    def samples(self, part: str) -> list[Sample]:
+    def samples(self, part: str) -> Sequence[Sample]:
         """Give the samples of a part that exists (`"train"`, `"val"`, `"test"`), in the order of its dataset."""
         return self._prepared.samples[part]
 

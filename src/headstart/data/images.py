@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import unicodedata
@@ -186,34 +185,6 @@ def image_size(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> tuple[int, in
         raise DataError(_reason(file, error, max_pixels=max_pixels)) from error
 
 
-def decode_image(content: bytes, *, place: str) -> Image.Image:
-    """Give the content of an image file as it is to be seen, as `open_image` does.
-
-    Args:
-        content: The bytes of the file.
-        place: Where they come from, for the message.
-
-    Raises:
-        DataError: If they are damaged or no image; the message names the place.
-    """
-    try:
-        return read_image(io.BytesIO(content))
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
-
-
-def why_undecodable(content: bytes) -> str | None:
-    """Give the reason why the content of an image file cannot be read; `None` where it can."""
-    file = io.BytesIO(content)
-    try:
-        _decode(file, small=True)
-    except Exception as error:  # a damaged image can raise anything in a decoder
-        if isinstance(error, ImportError):
-            raise
-        return _reason(file, error)
-    return None
-
-
 def _decode(source: Path | BinaryIO, *, small: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
     with _opened(source, max_pixels=max_pixels) as image:
         from PIL import ImageOps
@@ -310,22 +281,23 @@ def check_images(paths: Sequence[Path]) -> list[str | None]:
         return []
     num_threads = min(8, (os.cpu_count() or 1) + 1)
     # `ThreadPool` drops what is waiting when it is left, so Ctrl-C does not wait for thousands of files.
-    with _truncated_is_an_error(), ThreadPool(num_threads) as pool:
-        return list(pool.imap(_why_unreadable, paths, chunksize=8))
+    with truncated_is_an_error(), ThreadPool(num_threads) as pool:
+        return list(pool.imap(why_unreadable, paths, chunksize=8))
 
 
-def _why_unreadable(path: Path) -> str | None:
+def why_unreadable(source: Path | BinaryIO) -> str | None:
+    """Give the reason why an image cannot be read, or `None` where it can."""
     try:
-        _decode(path, small=True)  # a JPEG is read whole and unpacked at an eighth: more than twice as fast
+        _decode(source, small=True)  # a JPEG is read whole and unpacked at an eighth: more than twice as fast
     except Exception as error:  # a damaged file can raise anything in a decoder
         if isinstance(error, ImportError):
             raise
-        return _reason(path, error)
+        return _reason(source, error)
     return None
 
 
 @contextmanager
-def _truncated_is_an_error() -> Iterator[None]:
+def truncated_is_an_error() -> Iterator[None]:
     """Other libraries set PIL to fill up truncated files with grey; the check must not."""
     try:
         from PIL import ImageFile

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,14 @@ from torch.utils.data import Dataset
 
 from headstart.data.base import Kind, Reading, Sample
 from headstart.data.image_data import ImageData
-from headstart.data.images import LabelledImages, Transform, decode_image, to_rgb, why_undecodable
+from headstart.data.images import (
+    LabelledImages,
+    Transform,
+    read_image,
+    to_rgb,
+    truncated_is_an_error,
+    why_unreadable,
+)
 from headstart.data.report import SetAside, refuse_too_many_unreadable
 from headstart.data.text import LabelledTexts, TextCollate, TextRows, Tokenize
 from headstart.errors import DataError, MisconfigurationError
@@ -109,12 +117,25 @@ def as_image(found: Any, *, place: str) -> Any:
     Raises:
         DataError: If it is damaged or no image.
     """
-    if isinstance(found, bytes):
-        return decode_image(found, place=place)
     try:
-        return to_rgb(found)
-    except (ValueError, OSError, AttributeError) as error:
+        return read_image(io.BytesIO(found)) if isinstance(found, bytes) else to_rgb(found)
+    except (ValueError, OSError, AttributeError) as error:  # a DataError is a ValueError
         raise DataError(f"{place}: {error}") from error
+
+
+class _ReadSamples(Sequence[Sample]):
+    """Samples with what they are in the place of their number."""
+
+    def __init__(self, records: Records, samples: Sequence[Sample]) -> None:
+        self._records = records
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        sample = self._samples[index]
+        return replace(sample, value=self._records.read(sample.value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +286,10 @@ class RecordData(ImageData):
                 "tokenize is not set. Set it to what the backbone wants: data.tokenize = model.preprocessing"
             )
 
+    def samples(self, part: str) -> Sequence[Sample]:
+        """Give the samples of a part, each read when it is asked for."""
+        return _ReadSamples(self._records_of(part), self._prepared.samples[part])
+
     def _records_of(self, part: str) -> Records:
         """Give the records that a part was cut from."""
         by_name = {each.name: each.records for each in self._parts}
@@ -274,7 +299,7 @@ class RecordData(ImageData):
 def _check(records: Records) -> Iterator[str | None]:
     """Give for each sample the reason why it cannot be used, or `None`; each is read, images are decoded on several threads."""
     threads = min(8, (os.cpu_count() or 1) + 1)
-    with ThreadPool(threads) as pool:
+    with truncated_is_an_error(), ThreadPool(threads) as pool:
         yield from pool.imap(lambda number: _why_unusable(records, number), range(len(records)), chunksize=16)
 
 
@@ -285,7 +310,7 @@ def _why_unusable(records: Records, number: int) -> str | None:
         return f"cannot be read: {type(error).__name__}: {error}"
     if records.kind == "images":
         if isinstance(found, bytes):
-            return why_undecodable(found)
+            return why_unreadable(io.BytesIO(found))
         return None if hasattr(found, "convert") else f"a {type(found).__name__} where an image was expected"
     texts = found if isinstance(found, tuple) else (found,)
     for text in texts:

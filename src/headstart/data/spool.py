@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from headstart.data.images import why_undecodable
+from headstart.data.images import why_unreadable
 from headstart.data.records import label_as_text
 from headstart.data.report import SetAside
 from headstart.errors import DataError
@@ -109,7 +109,7 @@ def _encoded(sample: Any) -> tuple[str, bytes, str]:
     if isinstance(value, str):
         return "txt", value.encode("utf-8"), label
     if isinstance(value, bytes):
-        if (reason := why_undecodable(value)) is not None:
+        if (reason := why_unreadable(io.BytesIO(value))) is not None:
             raise ValueError(reason)
         return "img.jpg", value, label  # the decoder goes by the content, not by the name
     if not hasattr(value, "convert"):

@@ -30,7 +30,7 @@ def shown(sample: Sample) -> dict[str, Any]:
         {'place': 'row 7', 'label': 'good', 'text': 'a fine thing'}
     """
     found: dict[str, Any] = {"place": printable(sample.place), "label": sample.label}
-    if isinstance(sample.value, Path):
+    if _is_picture(sample.value):
         try:
             return {**found, "picture": _thumbnail(sample.value)}
         except DataError as error:
@@ -52,6 +52,8 @@ def is_same(first: Sample, second: Sample) -> bool:
             return first.value.read_bytes() == Path(second.value).read_bytes()
         except OSError:
             return False
+    if _is_picture(first.value):
+        return bool(_content(first.value) == _content(second.value))
     return _words(first.value) == _words(second.value)
 
 
@@ -65,10 +67,22 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _thumbnail(path: Path) -> str:
-    from headstart.data.images import open_image
+def _is_picture(value: Any) -> bool:
+    """Whether a sample's value is an image: its file, the content of one, or the image itself."""
+    return isinstance(value, Path | bytes) or hasattr(value, "convert")
 
-    image = open_image(path)
+
+def _content(value: Any) -> Any:
+    return value if isinstance(value, bytes) else (value.size, value.mode, value.tobytes())
+
+
+def _thumbnail(value: Any) -> str:
+    from headstart.data.images import open_image, read_image, to_rgb
+
+    if isinstance(value, Path):
+        image = open_image(value)
+    else:
+        image = read_image(io.BytesIO(value)) if isinstance(value, bytes) else to_rgb(value.copy())
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=78, optimize=True)
