@@ -72,17 +72,21 @@ def in_processes(size, function, *args, may_die=()):
     for _, sender in pipes:
         sender.close()
     found = []
-    for rank, (receiver, _) in enumerate(pipes):
-        try:
-            assert receiver.poll(60), f"process {rank} does not answer"
-            result, error = receiver.recv()
-            assert error is None, error
-        except EOFError:
-            assert rank in may_die, f"process {rank} died"
-            result = None
-        found.append(result)
-    for each in processes:
-        each.join(60)
+    try:
+        for rank, (receiver, _) in enumerate(pipes):
+            try:
+                assert receiver.poll(300), f"process {rank} does not answer"
+                result, error = receiver.recv()
+                assert error is None, error
+            except EOFError:
+                assert rank in may_die, f"process {rank} died"
+                result = None
+            found.append(result)
+        for each in processes:
+            each.join(60)
+    finally:
+        for each in processes:  # one that waits for another that failed would wait for ever
+            each.kill()
     return found
 
 
