@@ -115,7 +115,8 @@ def fit_once(arguments):
 
 def beginnings(printed):
     """What the lines of an output begin with, up to the first number: the rest differs with data, machine and day."""
-    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    # A rule is as wide as the names above it.
+    lines = [" ".join(line.replace("─", " ").split()) for line in printed.splitlines()]
     return {re.split(r"\d", each)[0].strip(" *") for each in lines if not DEPENDS_ON_DATA.match(each)}
 
 
