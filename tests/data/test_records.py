@@ -451,19 +451,19 @@ def test_what_is_no_dataset_is_refused(tmp_path, monkeypatch):
         DataError, match="cannot be used.*a list where an image was expected|a Tensor where an image"
     ):
         DatasetData([(torch.zeros(3, 4, 4), 1)] * 4).prepare()
-    (tmp_path / "my_data.py").write_text(
+    (tmp_path / "some_data.py").write_text(
         "def make():\n    return {'train': [('good', 1), ('bad', 0)] * 9, 'class_names': ['no', 'yes']}\n"
         "def wrong():\n    return {'training': []}\n"
         "def plain():\n    return [('good', 'yes'), ('bad', 'no')] * 9\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert open_data("my_data:make").class_names == ["no", "yes"]
-    assert data_of("my_data:plain", batch_size=2).kind == "text"
-    with pytest.raises(DataError, match="my_data:wrong gives the names training; expected train"):
-        open_data("my_data:wrong")
-    with pytest.raises(DataError, match="'my_data:nothing' names no function"):
-        open_data("my_data:nothing")
+    assert open_data("some_data:make").class_names == ["no", "yes"]
+    assert data_of("some_data:plain", batch_size=2).kind == "text"
+    with pytest.raises(DataError, match="some_data:wrong gives the names training; expected train"):
+        open_data("some_data:wrong")
+    with pytest.raises(DataError, match="'some_data:nothing' names no function"):
+        open_data("some_data:nothing")
 
 
 def test_folders_and_tables_are_opened_as_before(images, write_table):
