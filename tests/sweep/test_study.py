@@ -46,7 +46,7 @@ def test_a_study_that_is_cut_at_any_trial_proposes_what_one_that_is_not_would(tm
 
 def test_a_study_that_is_cut_before_the_trial_has_settings_goes_on(tmp_path):
     study = open_study(tmp_path)
-    study._study.enqueue_trial({"plan": "head", "backbone": "a", "head.strength": 1.0})
+    study._study.enqueue_trial(params_of(SPACE.first_trials()[0]))
     study = open_study(tmp_path)
     assert study.num_finished == 0
     assert study.begin().settings == SPACE.first_trials()[0]
