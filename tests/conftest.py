@@ -53,11 +53,11 @@ class BrowserPage:
     failed: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Chromium without a window, as `make test` sees to it that there is one.
 
-    Playwright leaves an event loop running in this thread: a test that calls `asyncio.run` does so in another.
+    Until it is closed, an event loop of playwright's runs in this thread: a test that calls `asyncio.run` does so in another.
     """
     from playwright.sync_api import sync_playwright
 
