@@ -29,7 +29,7 @@ import torch
 from headstart import __version__
 from headstart.backbones.hub import fetching_nothing
 from headstart.errors import CheckpointError, HeadstartError, MisconfigurationError, missing_dependency
-from headstart.files import write_together
+from headstart.files import sha256_of, write_together
 from headstart.tasks import Classifier, ImageClassifier, TextClassifier
 
 FORMAT_VERSION = 1
@@ -296,10 +296,8 @@ def _check_file(directory: Path, name: str, expected: Mapping[str, Any]) -> None
     if not path.is_file():
         raise CheckpointError(f"{directory} is incomplete: {name} is missing. Copy the whole folder.")
     size = path.stat().st_size
-    if size == expected["bytes"]:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == expected["sha256"]:
-                return
+    if size == expected["bytes"] and sha256_of(path) == expected["sha256"]:
+        return
     raise CheckpointError(
         f"{path} is not the file that {METADATA_FILE} was written for ({size:,} bytes, expected "
         f"{expected['bytes']:,}): it is damaged, or of another run. Copy the whole folder again."

@@ -28,7 +28,7 @@ from torch.nn.parameter import is_lazy
 
 from headstart import archive
 from headstart.errors import CheckpointError, UnknownArgumentError, did_you_mean, missing_dependency
-from headstart.files import keeping, write_together
+from headstart.files import keeping, sha256_of, write_together
 
 _MAX_HYPER_PARAMETERS = 1_000_000
 _TIMEOUT = 60  # seconds in which a server must say something
@@ -280,7 +280,7 @@ def _download(url: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "headstart" / "checkpoints"
     # The whole URL names the file: two hosts' last.ckpt are two files.
     kept = cache / f"{hashlib.sha256(url.encode()).hexdigest()}.ckpt"
-    if not kept.is_file() or _digest(kept) != digest:
+    if not kept.is_file() or sha256_of(kept) != digest:
         write_together({kept: partial(_fetch, address, digest)})
     return kept
 
@@ -305,7 +305,7 @@ def _fetch(address: str, digest: str, path: Path) -> None:
                         "XDG_CACHE_HOME to another folder."
                     )
                 file.write(block)
-    received = _digest(path)
+    received = sha256_of(path)
     if received != digest:
         raise CheckpointError(f"{address} has the SHA-256 {received}; expected {digest}. It was not kept.")
 
@@ -320,11 +320,6 @@ def _received(response: Any, address: str) -> bytes:
     except (OSError, HTTPException) as error:
         raise CheckpointError(f"{address} broke off: {error}. Try again.") from error
     return block
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- from a checkpoint to a module

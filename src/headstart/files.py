@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -89,6 +90,12 @@ def keeping(earlier: str | Path, *, as_: str | Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             remove(held)
+
+
+def sha256_of(path: Path) -> str:
+    """Give the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(path: Path) -> None:

@@ -279,10 +279,23 @@ def read_options(run: str | Path) -> dict[str, Any]:
     Raises:
         MisconfigurationError: If no run was begun there.
     """
-    path = Path(run) / "run.yaml"
+    return read_kept(Path(run) / "run.yaml", what="run", names={each.name for each in fields(FitOptions)})
+
+
+def read_kept(path: Path, *, what: str, names: set[str]) -> dict[str, Any]:
+    """Give the options that a command has written into its folder.
+
+    Args:
+        path: Their file.
+        what: What lies in the folder: a run, a sweep.
+        names: Of the options that there are today; others are left out.
+
+    Raises:
+        MisconfigurationError: If there is no such file, or it is damaged.
+    """
     if not path.is_file():
         raise MisconfigurationError(
-            f"There is no run in {str(run)!r} to go on with (no run.yaml). Begin one: leave out --resume."
+            f"There is no {what} in {str(path.parent)!r} to go on with (no {path.name}). Begin one: leave out --resume."
         )
     import yaml
 
@@ -294,19 +307,35 @@ def read_options(run: str | Path) -> dict[str, Any]:
         raise MisconfigurationError(
             f"{path} is damaged: expected names with values. Begin anew in another folder."
         )
-    names = {each.name for each in fields(FitOptions)}
     return {name: value for name, value in found.items() if name in names}
 
 
 def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [
-        f"--{name} was {value} and is {now[name]}"
-        for name, value in before.items()
-        if name not in FREE_ON_RESUME and now[name] != value
-    ]
+    refuse_changes(
+        [
+            f"--{name} was {value} and is {now[name]}"
+            for name, value in before.items()
+            if name not in FREE_ON_RESUME and now[name] != value
+        ],
+        what="run",
+        out=now["out"],
+    )
+
+
+def refuse_changes(changed: list[str], *, what: str, out: str) -> None:
+    """Refuse to go on with other settings than those with which something was begun.
+
+    Args:
+        changed: A phrase for each setting that is another one.
+        what: What lies in the folder: a run, a sweep.
+        out: The folder.
+
+    Raises:
+        MisconfigurationError: If there is any.
+    """
     if changed:
         raise MisconfigurationError(
-            f"The run in {now['out']!r} cannot go on with other settings: {'; '.join(changed)}. Leave them out to go on as "
+            f"The {what} in {out!r} cannot go on with other settings: {'; '.join(changed)}. Leave them out to go on as "
             "it was begun, or begin anew in another folder (--out)."
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from headstart.choice import Metric
 from headstart.cli.arguments import add_device_arguments
-from headstart.cli.options import FitOptions, seconds_of
+from headstart.cli.options import FitOptions, read_kept, refuse_changes, seconds_of
 from headstart.errors import MisconfigurationError
 
 OPTIONS_FILE = "sweep.yaml"
@@ -158,23 +158,9 @@ def read_options(folder: str | Path) -> dict[str, Any]:
     Raises:
         MisconfigurationError: If no sweep was begun there, or its file is damaged.
     """
-    import yaml
-
-    path = Path(folder) / OPTIONS_FILE
-    if not path.is_file():
-        raise MisconfigurationError(
-            f"There is no sweep in {str(folder)!r} to go on with (no {OPTIONS_FILE}). Begin one: leave out --resume."
-        )
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise MisconfigurationError(f"{path} is damaged: {error} Begin anew in another folder.") from error
-    if not isinstance(found, dict):
-        raise MisconfigurationError(
-            f"{path} is damaged: expected names with values. Begin anew in another folder."
-        )
     names = {each.name for each in fields(SweepOptions)}
-    return {name: _as_kept(value) for name, value in found.items() if name in names}
+    found = read_kept(Path(folder) / OPTIONS_FILE, what="sweep", names=names)
+    return {name: _as_kept(value) for name, value in found.items()}
 
 
 def _as_kept(value: Any) -> Any:
@@ -187,11 +173,7 @@ def _refuse_changes(before: Mapping[str, Any], given: Mapping[str, Any]) -> None
         for name, value in given.items()
         if name not in _FREE_ON_RESUME and before.get(name) != value
     ]
-    if changed:
-        raise MisconfigurationError(
-            f"The sweep in {given['out']!r} cannot go on with other settings: {'; '.join(changed)}. Leave them out to go on as "
-            "it was begun, or begin anew in another folder (--out)."
-        )
+    refuse_changes(changed, what="sweep", out=given["out"])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ OUT/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -26,7 +25,7 @@ from headstart.errors import MisconfigurationError, UnknownNameError, did_you_me
 from headstart.export.compare import TOLERANCE, Comparison, Logits, compare
 from headstart.export.samples import Sample, opened, samples_for
 from headstart.export.source import read_source
-from headstart.files import explained, flush_folder, remove
+from headstart.files import explained, flush_folder, remove, sha256_of
 from headstart.tasks import Classifier, ImageClassifier, TextClassifier
 
 DESCRIPTION_FILE = "export.json"
@@ -118,7 +117,7 @@ def export(
             "files": {
                 path.relative_to(temporary).as_posix(): {
                     "bytes": path.stat().st_size,
-                    "sha256": _digest(path),
+                    "sha256": sha256_of(path),
                 }
                 for path in files
             },
@@ -179,8 +178,3 @@ def _appearing(folder: Path) -> Iterator[Path]:
             flush_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # not there where all went well
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ FOLDER/
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import shutil
 import warnings
@@ -28,6 +27,7 @@ from torch.futures import Future
 
 from headstart import archive
 from headstart.errors import CheckpointError
+from headstart.files import sha256_of
 from headstart.strategy.fsdp import map_parts
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def check_parts(folder: Path) -> None:
 def _digests_of_all(folder: Path, strategy: Strategy) -> dict[str, str]:
     """Give the digest of each file, each read by one process; all call it."""
     names = strategy.broadcast(sorted(path.name for path in folder.iterdir()))
-    own = {name: _digest(folder / name) for name in names[strategy.global_rank :: strategy.world_size]}
+    own = {name: sha256_of(folder / name) for name in names[strategy.global_rank :: strategy.world_size]}
     return {name: digest for each in strategy.gather_objects(own) for name, digest in each.items()}
 
 
@@ -222,9 +222,4 @@ def _problem_of(path: Path, digest: str | None) -> str | None:
         return f"{path.name} is missing"
     if digest is None:
         return f"no digest of {path.name} is kept"
-    return None if _digest(path) == digest else f"{path.name} is not as it was written"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None if sha256_of(path) == digest else f"{path.name} is not as it was written"
