@@ -29,7 +29,7 @@ QUICK = {
 }
 #: Lines of a tutorial that another outcome, or another machine, words differently: what was kept and why, how far it is.
 DEPENDS_ON_DATA = re.compile(
-    r"\* ?(head alone|blend|fine-tuned|soup)[^:]*:|kept |.*validation;|frozen work |.*TFLOP saved|Epoch |.*: batch |.*done once: "
+    r"\* ?(head alone|blend|fine-tuned|soup)[^:]*:|kept |.*validation;|frozen work |.*TFLOP saved|Epoch |.*: batch |.*done once: |.*: fastest in chunks"
 )
 #: Fits that several pages have: the words, and the folder that was made. The data is the same on every page.
 _FITTED = {}

@@ -245,11 +245,13 @@ def test_the_first_batches_of_processes_that_begin_at_once(tmp_path):
 @pytest.mark.parametrize(("num_samples", "width"), [(3000, 256), (200, 50_000)])
 def test_a_row_is_there_before_it_is_said_to_be_there(tmp_path, num_samples, width):
     """One process puts rows, the other takes each as soon as it finds it."""
+    entered = multiprocessing.get_context("fork").Barrier(2, timeout=60)
 
     def run(rank):
         with Store() as store:
             store.share(tmp_path / "shared", is_first=rank == 0)
             column = store.column("key", num_samples=num_samples, shape=(width,), dtype=torch.float32)
+            entered.wait()  # the rows go with the last process that has entered
             for each in torch.arange(num_samples).split(1):
                 if rank == 0:
                     column.put(each, each.float().expand(1, width))
