@@ -10,6 +10,7 @@ measurement of many hours can be stopped, and go on. `--table` prints what there
 
     python benchmarks/never_worse.py --data digits --per-class 30 --seeds 5 --peer /path/to/python
     python benchmarks/never_worse.py --table
+    python benchmarks/never_worse.py --quick   # only shows that it runs
 
 `--peer` is an interpreter with pytorch-lightning and fastai (`make bench` sets one up in `.venv-peers`).
 """
@@ -61,6 +62,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="seconds are comparable with one")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("never_worse.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print what was measured")
+    parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="one small cell, kept nowhere")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -68,6 +71,9 @@ def main() -> None:
 
         answer(*arguments.worker)
         return
+    if arguments.quick:
+        arguments.data, arguments.per_class, arguments.seeds, arguments.steps = ["digits"], [4], 1, 2
+        arguments.rivals, arguments.budgets, arguments.results = ["full"], ["equal epochs"], Path(os.devnull)
     results = Results(arguments.results)
     if not arguments.table:
         for seed in range(arguments.seeds):
@@ -118,7 +124,9 @@ def measure(arguments: argparse.Namespace, results: Results, cell: dict) -> None
                 results.add(found)
             return found
 
-        epochs = max(2, -(-STEPS // -(-len(json.loads(Path(parts["train"]["file"]).read_text())) // 32)))
+        epochs = max(
+            2, -(-arguments.steps // -(-len(json.loads(Path(parts["train"]["file"]).read_text())) // 32))
+        )
         size = "--max_length" if KINDS[cell["data"]] == "texts" else "--image_size"
         options = [
             str(source),

@@ -53,7 +53,7 @@ def run_auto(*, folder: str, options: list[str], test: dict) -> dict:
     """Run `headstart fit` with its plan `auto`; give test accuracies of what it kept, its head alone, and its fine-tuned model."""
     from headstart import seed_everything
     from headstart.auto import HEAD, TUNED
-    from headstart.cli import auto, fit
+    from headstart.cli import auto, curves, fit
     from headstart.cli.options import parse
     from headstart.cli.run_folder import RunFolder
     from headstart.deferred import Reuse
@@ -66,7 +66,9 @@ def run_auto(*, folder: str, options: list[str], test: dict) -> dict:
     run = RunFolder(Path(folder))
     run.begin(settings, data)
     reuse = Reuse(directory=run.features, say=lambda line: None)
-    outcome = auto.train(model, data, settings, run, resume=False, reuse=reuse, loggers=fit._loggers(run))
+    outcome = auto.train(
+        model, data, settings, run, resume=False, reuse=reuse, loggers=curves.loggers_of(run, settings.logger)
+    )
     seconds = time.process_time() - begun
     transform = model.preprocessing.eval_transform() if model.kind == "images" else None
     accuracies = {"auto": accuracy_of(model, test, transform)}

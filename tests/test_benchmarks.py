@@ -102,3 +102,11 @@ def test_sweep_prints_the_time_of_many_heads_over_that_of_one():
         one, many, ratio, *verdict = row_about(title, rows)
         assert float(ratio) == pytest.approx(float(many) / float(one), rel=0.05)
         assert verdict[:2] == ["at", "most"]
+
+
+def test_never_worse_prints_auto_beside_its_head_and_a_rival():
+    rows = rows_of("never_worse.py")
+    for title in ("auto  ", "its head alone  ", "full, equal epochs  "):
+        num_seeds, accuracy, *_ = row_about(title, rows[:-4])
+        assert num_seeds == "1"
+        assert 0 <= float(accuracy) <= 1
