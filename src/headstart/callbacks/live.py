@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from headstart import loaders
-from headstart.callbacks.progress import ProgressBar
+from headstart.callbacks.progress import ProgressBar, clock
 from headstart.callbacks.screen import Screen, can_be_drawn_on
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ _INTERVAL, _PAUSE = 0.1, 50
 _LINE_INTERVAL = 60.0
 _NUM_LOSSES = 100
 _BAR, _GAP = 30, 3  # cells
+# What the batches of an evaluation are for; the title says so of a prediction.
+_WORK = {
+    "Sanity check": "trial of validation, batch",
+    "Validation": "validation, batch",
+    "Test": "test, batch",
+    "Prediction": "batch",
+}
 
 
 @dataclass(slots=True)
@@ -234,76 +241,10 @@ class LiveView(ProgressBar):
 
     # ---- validation, test, prediction
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show it in the place of the epoch's batches."""
-        if trainer.sanity_checking:
-            self._begin_evaluation(trainer, "trial of validation, batch", trainer.num_sanity_val_batches)
-        else:
-            self._begin_evaluation(trainer, "validation, batch", trainer.num_val_batches)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch, and draw if it is time to."""
-        self._count_evaluation(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the watched value."""
-        self._validated += monotonic() - self._evaluation_begun
-        self._end_evaluation(trainer)
-        if not trainer.sanity_checking:
-            self._watch(trainer)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
-        self._begin_evaluation(trainer, "test, batch", trainer.num_test_batches)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch, and draw if it is time to."""
-        self._count_evaluation(trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long it took, where there is no terminal."""
-        self._end_evaluation(trainer)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
-        self._begin_evaluation(trainer, "batch", trainer.num_predict_batches)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch, and draw if it is time to."""
-        self._count_evaluation(trainer)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long it took, where there is no terminal."""
-        self._end_evaluation(trainer)
-
-    def _begin_evaluation(self, trainer: Trainer, work: str, num_batches: Sequence[float | None]) -> None:
-        known = [count for count in num_batches if count is not None and math.isfinite(count)]
-        total = int(sum(known)) if len(known) == len(num_batches) else None
-        self._evaluation, self._num_evaluated, self._evaluation_begun = (work, total), 0, monotonic()
+    def _begin_evaluation(self, trainer: Trainer, name: str, num_batches: int | None) -> None:
+        # In training, validation stands in the place of the epoch's batches.
+        self._evaluation = _WORK[name], num_batches
+        self._num_evaluated, self._evaluation_begun = 0, monotonic()
         if self._screen is not None and self._evaluation_begun >= self._next_time:
             self._draw(trainer)
 
@@ -312,8 +253,12 @@ class LiveView(ProgressBar):
         if monotonic() >= self._next_time:
             self._draw(trainer)
 
-    def _end_evaluation(self, trainer: Trainer) -> None:
+    def _end_evaluation(self, trainer: Trainer, name: str) -> None:
         self._evaluation = None
+        if name == "Validation":
+            self._validated += monotonic() - self._evaluation_begun
+            if not trainer.sanity_checking:
+                self._watch(trainer)
 
     # ---- drawing
 
@@ -472,18 +417,6 @@ def _end_of_phase(trainer: Trainer) -> tuple[int | None, str]:
             if last is None or thaws < last:
                 return thaws, "left to the thaw"
     return last, "left"
-
-
-def clock(seconds: float) -> str:
-    """Give a time span as a clock shows it.
-
-    Example:
-        >>> clock(63), clock(7201)
-        ('1:03', '2:00:01')
-    """
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _epoch_name(trainer: Trainer, epoch: int) -> str:

@@ -69,6 +69,80 @@ class ProgressBar(Callback):
             for name, value in trainer.progress_bar_metrics.items()
         }
 
+    # ---- validation, test, prediction: the same with three names
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        if trainer.sanity_checking:
+            self._begin_evaluation(trainer, "Sanity check", _total(trainer.num_sanity_val_batches))
+        else:
+            self._begin_evaluation(trainer, "Validation", _total(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        self._count_evaluation(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last batch is over."""
+        self._end_evaluation(trainer, "Validation")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._begin_evaluation(trainer, "Test", _total(trainer.num_test_batches))
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        self._count_evaluation(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last batch is over."""
+        self._end_evaluation(trainer, "Test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._begin_evaluation(trainer, "Prediction", _total(trainer.num_predict_batches))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        self._count_evaluation(trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last batch is over."""
+        self._end_evaluation(trainer, "Prediction")
+
+    def _begin_evaluation(self, trainer: Trainer, name: str, num_batches: int | None) -> None:
+        """Show that an evaluation begins; `None` batches: a stream's length is not known."""
+
+    def _count_evaluation(self, trainer: Trainer) -> None:
+        """Count one of its batches, and draw if it is time to."""
+
+    def _end_evaluation(self, trainer: Trainer, name: str) -> None:
+        """Show that it is over."""
+
 
 class RichProgressBar(ProgressBar):
     """A bar for the epoch, with batches a second, the time left, and what was logged with `prog_bar=True`.
@@ -160,75 +234,6 @@ class RichProgressBar(ProgressBar):
             )
         self._train_started = None
 
-    # ---- validation, test, prediction
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a bar; in fit it stands below that of the epoch."""
-        if trainer.sanity_checking:
-            self._begin_evaluation("Sanity check", trainer.num_sanity_val_batches)
-        else:
-            self._begin_evaluation("Validation", trainer.num_val_batches)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch, and draw if it is time to."""
-        self._count_evaluation()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In fit, take the bar away: its metrics stand in that of the epoch."""
-        if self._stage != "fit":
-            self._end_evaluation("Validation")
-        elif self._live is not None and self._evaluation_task is not None:
-            self._live.remove_task(self._evaluation_task)
-            self._evaluation_task = None
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a bar."""
-        self._begin_evaluation("Test", trainer.num_test_batches)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch, and draw if it is time to."""
-        self._count_evaluation()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the bar as it is."""
-        self._end_evaluation("Test")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a bar."""
-        self._begin_evaluation("Prediction", trainer.num_predict_batches)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch, and draw if it is time to."""
-        self._count_evaluation()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the bar as it is."""
-        self._end_evaluation("Prediction")
-
     # ---- drawing
 
     def _begin_epoch(self, trainer: Trainer, *, first_batch: int) -> None:
@@ -254,22 +259,26 @@ class RichProgressBar(ProgressBar):
             self._live.update(self._train_task, completed=completed, metrics=metrics)
             self._draw()
 
-    def _begin_evaluation(self, name: str, num_batches: Sequence[float | None]) -> None:
+    def _begin_evaluation(self, trainer: Trainer, name: str, num_batches: int | None) -> None:
         self._num_evaluation_batches = 0
         self._evaluation_started = monotonic()
         if self._live is not None:
-            self._evaluation_task = self._add_task(name, _total(num_batches))
+            self._evaluation_task = self._add_task(name, num_batches)
 
-    def _count_evaluation(self) -> None:
+    def _count_evaluation(self, trainer: Trainer) -> None:
         self._num_evaluation_batches += 1
         if self._live is None or monotonic() < self._next_time or self._evaluation_task is None:
             return
         self._live.update(self._evaluation_task, completed=self._num_evaluation_batches)
         self._draw()
 
-    def _end_evaluation(self, name: str) -> None:
+    def _end_evaluation(self, trainer: Trainer, name: str) -> None:
+        if self._stage == "fit":  # the metrics stand in the bar of the epoch
+            if self._live is not None and self._evaluation_task is not None:
+                self._live.remove_task(self._evaluation_task)
+                self._evaluation_task = None
         # Without metrics: the trainer prints those of an evaluation, and its result.
-        if self._live is None:
+        elif self._live is None:
             self._print_line(name, self._num_evaluation_batches, monotonic() - self._evaluation_started, {})
         elif self._evaluation_task is not None:
             self._live.update(self._evaluation_task, completed=self._num_evaluation_batches)
@@ -323,9 +332,9 @@ class _Pace(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Give the text for a task."""
-        times = _clock(task.elapsed)
+        times = clock(task.elapsed or 0)
         if task.time_remaining:
-            times += f"<{_clock(task.time_remaining)}"
+            times += f"<{clock(task.time_remaining)}"
         speed = task.finished_speed or task.speed
         if not speed:
             return Text(times, style="progress.elapsed")
@@ -333,9 +342,14 @@ class _Pace(ProgressColumn):
         return Text(f"{times}, {pace}", style="progress.elapsed")
 
 
-def _clock(seconds: float | None) -> str:
-    """`1:03`, or `2:00:01` from an hour on."""
-    minutes, rest = divmod(int(seconds or 0), 60)
+def clock(seconds: float) -> str:
+    """Give a time span as a clock shows it.
+
+    Example:
+        >>> clock(63), clock(7201)
+        ('1:03', '2:00:01')
+    """
+    minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
