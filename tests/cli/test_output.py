@@ -32,8 +32,8 @@ def test_facts_are_folded_and_not_cut(capsys, monkeypatch):
 
 def test_phases_say_epochs_parameters_and_time():
     phases = [
-        Phase("frozen", 2562, epochs=3, seconds=61.0),
-        Phase("unfrozen", 3_000_000, epochs=1, seconds=4.25),
+        Phase("frozen", "the head alone", 2562, epochs=3, seconds=61.0),
+        Phase("unfrozen", "backbone and head", 3_000_000, epochs=1, seconds=4.25),
     ]
     assert phase_facts(phases, best_epoch=3) == [
         ("frozen phase", "epochs 0 to 2: the head alone, 2,562 parameters train; 1 min 1 s"),
@@ -45,7 +45,7 @@ def test_phases_say_epochs_parameters_and_time():
 
 
 def test_a_phase_that_was_cut_short_has_no_whole_epoch():
-    assert "no whole epoch" in phase_facts([Phase("frozen", 10)], best_epoch=None)[0][1]
+    assert "no whole epoch" in phase_facts([Phase("frozen", "the head alone", 10)], best_epoch=None)[0][1]
 
 
 def test_durations_are_readable():

@@ -87,20 +87,16 @@ def test_a_long_text_is_cut_between_words_and_a_pair_is_both():
     assert len(found["text"]) < 340
 
 
-def test_curves_know_phases_and_leave_out_points_of_very_long_runs(tmp_path):
+def test_curves_leave_out_points_of_very_long_runs(tmp_path):
     rows = ["step,epoch,train_loss,val_loss,val_f1"]
     for step in range(4000):
         rows.append(f"{step},{step // 1000},{1 / (step + 1)},,")
         if step % 1000 == 999:
             rows.append(f"{step},{step // 1000},,0.5,{'nan' if step < 1000 else 0.8}")
     (tmp_path / "metrics.csv").write_text("\n".join(rows))
-    epochs = [{"epoch": n, "phase": "frozen" if n < 3 else "unfrozen"} for n in range(4)]
+    epochs = [{"epoch": n} for n in range(4)]
     found = read_curves(tmp_path / "metrics.csv", epochs)
-    assert found["phases"] == [
-        {"name": "frozen", "begins": 0, "epochs": 3},
-        {"name": "unfrozen", "begins": 3000, "epochs": 1},
-    ]
     assert len(found["curves"]["train_loss"]) <= 501
     assert found["curves"]["train_loss"][-1] == (3999, 1 / 4000)
     assert found["curves"]["val_loss"] == [(n * 1000 + 999, 0.5) for n in range(4)]
-    assert read_curves(tmp_path / "gone.csv", []) == {"curves": {}, "phases": [], "epoch_ends": []}
+    assert read_curves(tmp_path / "gone.csv", []) == {"curves": {}, "epoch_ends": []}

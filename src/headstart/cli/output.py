@@ -107,7 +107,6 @@ def phase_facts(phases: Sequence[Phase], *, best_epoch: int | None) -> list[tupl
     """
     facts, first = [], 0
     for phase in phases:
-        what = "the head alone" if phase.name == "frozen" else "backbone and head"
         last = first + phase.epochs - 1
         epochs = (
             "no whole epoch"
@@ -116,7 +115,9 @@ def phase_facts(phases: Sequence[Phase], *, best_epoch: int | None) -> list[tupl
             if first == last
             else f"epochs {first} to {last}"
         )
-        line = f"{epochs}: {what}, {phase.num_trainable:,} parameters train; {duration(phase.seconds)}"
+        line = (
+            f"{epochs}: {phase.trains}, {phase.num_trainable:,} parameters train; {duration(phase.seconds)}"
+        )
         if best_epoch is not None and first <= best_epoch <= last:
             line += f"\nkept: epoch {best_epoch}, the best in validation"
         facts.append((f"{phase.name} phase", line))

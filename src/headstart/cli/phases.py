@@ -1,14 +1,15 @@
-"""What was trained for how long: the frozen phase and the unfrozen one."""
+"""What was trained for how long: the phases of a plan, or the frozen phase and the unfrozen one."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from headstart import freezing
 from headstart.callback import Callback
 from headstart.callbacks import EarlyStopping
+from headstart.callbacks.plan import PlanRunner
 
 if TYPE_CHECKING:
     from headstart.module import LightningModule
@@ -20,14 +21,18 @@ class Phase:
     """A part of a run in which the same parameters train.
 
     Attributes:
-        name: `"frozen"` while the backbone is frozen, `"unfrozen"` after that.
+        name: That of the plan's phase; without a plan `"frozen"` while the backbone is frozen, `"unfrozen"` after that.
+        trains: What trains, in words.
         num_trainable: Number of trainable parameters.
+        begins: Optimizer steps before it.
         epochs: Number of epochs that ended in it.
         seconds: Time, validation included.
     """
 
-    name: Literal["frozen", "unfrozen"]
+    name: str
+    trains: str
     num_trainable: int
+    begins: int = 0
     epochs: int = 0
     seconds: float = 0.0
 
@@ -35,7 +40,7 @@ class Phase:
 class PhaseRecord(Callback):
     """Records phases and what every epoch reached; over a resume, too.
 
-    It stands behind the callback that unfreezes, so that it sees what is unfrozen at the start of an epoch.
+    It stands behind what unfreezes or follows the plan, so that it sees what trains from now on.
 
     Attributes:
         phases: In their order.
@@ -54,14 +59,33 @@ class PhaseRecord(Callback):
         self._since = monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a phase, if something was unfrozen at the start of this epoch."""
+        """Begin a phase, if another one begins with this epoch."""
         self._settle()
-        name: Literal["frozen", "unfrozen"] = (
-            "frozen" if freezing.is_frozen(_backbone(pl_module)) else "unfrozen"
-        )
+        runner = _runner(trainer)
+        if runner is not None:
+            self._follow(runner, trainer, pl_module)
+        elif freezing.is_frozen(_backbone(pl_module)):
+            self._begin("frozen", "the head alone", trainer, pl_module)
+        else:
+            self._begin("unfrozen", "backbone and head", trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a phase, if the plan's last one ended within this epoch."""
+        runner = _runner(trainer)
+        if runner is not None and len(self.phases) <= runner.phase:
+            self._settle()
+            self._follow(runner, trainer, pl_module)
+
+    def _follow(self, runner: PlanRunner, trainer: Trainer, module: LightningModule) -> None:
+        phase = runner.plan.phases[runner.phase]
+        self._begin(phase.name, " ".join(phase.trains), trainer, module)
+
+    def _begin(self, name: str, trains: str, trainer: Trainer, module: LightningModule) -> None:
         if not self.phases or self.phases[-1].name != name:
-            trainable = sum(each.numel() for each in pl_module.parameters() if each.requires_grad)
-            self.phases.append(Phase(name, trainable))
+            trainable = sum(each.numel() for each in module.parameters() if each.requires_grad)
+            self.phases.append(Phase(name, trains, trainable, begins=trainer.global_step))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the epoch."""
@@ -115,6 +139,10 @@ class EarlyStoppingOnceUnfrozen(EarlyStopping):
         """While the backbone is frozen, let the check that follows not count."""
         if freezing.is_frozen(_backbone(pl_module)):
             self.rule.wait_count = -1
+
+
+def _runner(trainer: Trainer) -> PlanRunner | None:
+    return next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
 
 
 def _backbone(module: LightningModule) -> Any:

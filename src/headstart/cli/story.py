@@ -125,7 +125,13 @@ class Story:
             **_scores(data, folder, metrics, tested),
             "candidates": _candidates(options.plan, metrics, self.findings, tested, self._others),
             "has_from_scratch": "from_scratch" in metrics,
-            "learning": read_curves(folder.metrics_file, record.epochs),
+            "learning": {
+                **read_curves(folder.metrics_file, record.epochs),
+                "phases": [
+                    {"name": each.name, "begins": each.begins, "epochs": each.epochs}
+                    for each in record.phases
+                ],
+            },
             **_predictions(data, tested),
             "suspects": _suspects(data, self.findings),
             "twins": _twins(data, self.findings.twins),
@@ -144,10 +150,7 @@ class Story:
         saved = self.reuse.report() if self.reuse else None
         processes = from_environment()
         parts = [
-            (
-                f"{'head' if phase.name == 'frozen' else 'backbone and head'}, {counted(phase.epochs, 'epoch')},",
-                phase.seconds,
-            )
+            (f"{phase.name} phase, {counted(phase.epochs, 'epoch')},", phase.seconds)
             for phase in record.phases
         ]
         if scratch := metrics.get("from_scratch"):

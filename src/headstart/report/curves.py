@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ Curve = list[tuple[int, float]]
 
 
 def read_curves(metrics_file: Path, epochs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Give each curve by step, the phases with the step at which each begins, and the last step of each epoch.
+    """Give each curve by step, and the last step of each epoch.
 
     Args:
         metrics_file: What `CSVLogger` wrote. Where it is missing there are no curves.
-        epochs: What each reached: its number, its `phase`, `train_loss`.
+        epochs: What each reached: its number, `train_loss`.
 
     Returns:
-        `curves`, a list of `(step, value)` for each name; `phases`, with `name`, `begins` and `epochs`;
-        `epoch_ends`, as `(epoch, step)`.
+        `curves`, a list of `(step, value)` for each name; `epoch_ends`, as `(epoch, step)`.
     """
     curves: dict[str, dict[int, float]] = {name: {} for name in _NAMES}
     epoch_ends: dict[int, int] = {}
@@ -42,19 +40,8 @@ def read_curves(metrics_file: Path, epochs: list[dict[str, Any]]) -> dict[str, A
             curves["train_loss"].setdefault(epoch_ends[epoch["epoch"]], epoch["train_loss"])
     return {
         "curves": {name: _thinned(sorted(points.items())) for name, points in curves.items() if points},
-        "phases": _phases(epochs, epoch_ends),
         "epoch_ends": sorted(epoch_ends.items()),
     }
-
-
-def _phases(epochs: list[dict[str, Any]], epoch_ends: Mapping[int, int]) -> list[dict[str, Any]]:
-    phases: list[dict[str, Any]] = []
-    for epoch in epochs:
-        if not phases or phases[-1]["name"] != epoch["phase"]:
-            begins = epoch_ends.get(epoch["epoch"] - 1, -1) + 1
-            phases.append({"name": epoch["phase"], "begins": begins, "epochs": 0})
-        phases[-1]["epochs"] += 1
-    return phases
 
 
 def _thinned(points: Curve) -> Curve:

@@ -77,7 +77,7 @@ def _curves(
              "line": {"color": "var(--muted)", "width": 1.5, "dash": "dash"}}
         )  # fmt: skip
     for phase in learning["phases"]:
-        what = {"frozen": "backbone frozen", "unfrozen": "backbone trains"}[phase["name"]]
+        what = {"frozen": "backbone frozen", "unfrozen": "backbone trains"}.get(phase["name"], phase["name"])
         at = phase["begins"] + 0.5
         if phase["begins"]:
             shapes.append(
@@ -86,7 +86,7 @@ def _curves(
             )  # fmt: skip
         annotations.append(
             {"x": at, "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "bottom", "showarrow": False,
-             "text": what, "font": {"color": "var(--muted)", "size": 12}}
+             "text": escape(what), "font": {"color": "var(--muted)", "size": 12}}
         )  # fmt: skip
     layout = {
         "height": 320, "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"}, "yaxis": {"title": {"text": title}},
