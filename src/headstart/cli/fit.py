@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +13,9 @@ from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
     from headstart.callback import Callback
-    from headstart.cli.forgetting import Look
+    from headstart.cli.ending import Job
     from headstart.cli.phases import PhaseRecord
     from headstart.cli.run_folder import RunFolder
-    from headstart.cli.story import Story
     from headstart.data import ClassificationData
     from headstart.deferred import Reuse
     from headstart.plan import Plan
@@ -92,8 +90,9 @@ def _say_where(request: Request, code: int, *, seconds: float) -> None:
 
 
 def _fit(request: Request, *, command: str) -> int:
-    from headstart.cli import forgetting, output
+    from headstart.cli import forgetting
     from headstart.cli.arguments import meet
+    from headstart.cli.ending import Job, num_parameters
     from headstart.cli.run_folder import RunFolder
     from headstart.cli.story import Story
     from headstart.seed import seed_everything
@@ -114,83 +113,69 @@ def _fit(request: Request, *, command: str) -> int:
         folder.begin(options, data)
     strategy.barrier("the folder is there")
     print(
-        f"Backbone {model.backbone.name}: {_num_parameters(model.backbone):,} parameters. RUN: {folder.path}",
+        f"Backbone {model.backbone.name}: {num_parameters(model.backbone):,} parameters. RUN: {folder.path}",
         flush=True,
     )
 
     reuse = _reuse(options, folder)
-    before = forgetting.look(model, options) if options.forgetting is not None else None
-    story = Story(command=command, begun=begun, reuse=reuse)
-    if options.plan == "auto":
-        return _fit_auto(
-            model, data, options, folder, resume=request.resume, reuse=reuse, before=before, story=story
-        )
+    job = Job(
+        options=options,
+        data=data,
+        model=model,
+        folder=folder,
+        reuse=reuse,
+        before=forgetting.look(model, options) if options.forgetting is not None else None,
+        story=Story(command=command, begun=begun, reuse=reuse),
+    )
+    return _by_auto(job, request) if options.plan == "auto" else _by_plan(job, request)
+
+
+def _by_plan(job: Job, request: Request) -> int:
+    from headstart.cli import ending, output
+
+    options, folder = job.options, job.folder
     if options.report:
         from headstart.cli.findings import look_at_data
 
-        story.findings = look_at_data(model, data, options, reuse=reuse)
-    record, was_interrupted = _train(model, data, options, folder, resume=request.resume, reuse=reuse)
-    best_epoch = _restore_best(model, folder) if options.plan == "thaw" else None
+        job.story.findings = look_at_data(job.model, job.data, options, reuse=job.reuse)
+    record, was_interrupted = _train(job, resume=request.resume)
+    best_epoch = _restore_best(job.model, folder) if options.plan == "thaw" else None
     if was_interrupted and not record.phases:
         print("Interrupted before anything was learned: nothing is saved.")
         return _INTERRUPTED
-    _save(
-        folder,
-        model,
-        data,
-        record,
-        metrics={"best_epoch": best_epoch, "validation": _validation(record, best_epoch)},
-    )
+    metrics = {"best_epoch": best_epoch, "validation": _validation(record, best_epoch)}
+    ending.save(job, record, metrics)
     if was_interrupted:
         _say_interrupted(folder, options, best_epoch)
         return _INTERRUPTED
-    metrics = {"best_epoch": best_epoch, "validation": _validation(record, best_epoch)}
-    facts = output.phase_facts(record.phases, best_epoch=best_epoch)
-    _test_and_report(
-        folder, model, data, options, record, metrics, facts=facts, reuse=reuse, before=before, story=story
-    )
+    ending.finish(job, record, metrics, facts=output.phase_facts(record.phases, best_epoch=best_epoch))
     return 0
 
 
-def _fit_auto(
-    model: Classifier,
-    data: ClassificationData,
-    options: FitOptions,
-    folder: RunFolder,
-    *,
-    resume: bool,
-    reuse: Reuse | Literal[False],
-    before: Look | None,
-    story: Story,
-) -> int:
-    from headstart.cli import auto
+def _by_auto(job: Job, request: Request) -> int:
+    from headstart.cli import auto, ending
     from headstart.cli.curves import loggers_of
 
     outcome = auto.train(
-        model, data, options, folder, resume=resume, reuse=reuse, loggers=loggers_of(folder, options.logger)
+        job.model,
+        job.data,
+        job.options,
+        job.folder,
+        resume=request.resume,
+        reuse=job.reuse,
+        loggers=loggers_of(job.folder, job.options.logger),
     )
-    _save(folder, model, data, outcome.record, metrics=outcome.metrics)
+    ending.save(job, outcome.record, outcome.metrics)
     if outcome.is_interrupted:
         _say_interrupted(
-            folder,
-            options,
+            job.folder,
+            job.options,
             None,
             what="The better of the head alone and the best moment of fine-tuning so far",
         )
         return _INTERRUPTED
-    story.findings, story.candidates = outcome.findings, outcome.candidates
-    _test_and_report(
-        folder,
-        model,
-        data,
-        options,
-        outcome.record,
-        outcome.metrics,
-        facts=outcome.facts,
-        reuse=reuse,
-        before=before,
-        story=story,
-    )
+    job.story.findings, job.story.candidates = outcome.findings, outcome.candidates
+    ending.finish(job, outcome.record, outcome.metrics, facts=outcome.facts)
     return 0
 
 
@@ -252,15 +237,7 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
 # ---- training
 
 
-def _train(
-    model: Classifier,
-    data: ClassificationData,
-    options: FitOptions,
-    folder: RunFolder,
-    *,
-    resume: bool,
-    reuse: Reuse | Literal[False],
-) -> tuple[PhaseRecord, bool]:
+def _train(job: Job, *, resume: bool) -> tuple[PhaseRecord, bool]:
     """Train to the end or to Ctrl-C, and give the record and whether it was Ctrl-C."""
     from headstart.callbacks import LearningRateMonitor, LiveView, ModelCheckpoint
     from headstart.cli.arguments import device_settings
@@ -270,6 +247,7 @@ def _train(
     from headstart.export.adapters import keep_adapters
     from headstart.trainer import Trainer
 
+    model, data, options, folder = job.model, job.data, job.options, job.folder
     record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
     is_thaw = options.plan == "thaw"
     callbacks: list[Callback] = [
@@ -296,7 +274,7 @@ def _train(
         log_every_n_steps=10,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=(options.unfreeze_at_epoch or 0) if model.kind == "images" else 0,
-        reuse_frozen=reuse,
+        reuse_frozen=job.reuse,
         **device_settings(options),
     )
     was_interrupted = fit_until_ctrl_c(trainer, model, data, interrupt, resume=resume)
@@ -374,122 +352,13 @@ def _restore_best(model: Classifier, folder: RunFolder) -> int | None:
     return int(checkpoint["epoch"])
 
 
-# ---- the end
-
-
-def _save(
-    folder: RunFolder,
-    model: Classifier,
-    data: ClassificationData,
-    record: PhaseRecord,
-    *,
-    metrics: dict[str, Any],
-) -> None:
-    from headstart.artefact import save_artefact
-
-    if not folder.is_ours:
-        return
-    history = {"phases": [asdict(each) for each in record.phases], "epochs": record.epochs}
-    save_artefact(folder.path, model, metrics=metrics, data_report=found_in(data), history=history)
-
-
-def found_in(data: ClassificationData) -> dict[str, Any]:
-    """Give what an artefact is to remember of the data it was made from."""
-    from headstart.data import TextTableData
-
-    found = data.report.to_dict()
-    if isinstance(data, TextTableData):
-        found |= {"text_columns": list(data.text_columns), "label_column": data.label_column}
-    return found
-
-
 def _validation(record: PhaseRecord, epoch: int | None) -> dict[str, float]:
     """Give the validation's values of an epoch, without the part of their names that says so."""
     found = next((each for each in record.epochs if each["epoch"] == epoch), {})
     return {name.removeprefix("val_"): value for name, value in found.items() if name.startswith("val_")}
 
 
-def _test_and_report(
-    folder: RunFolder,
-    model: Classifier,
-    data: ClassificationData,
-    options: FitOptions,
-    record: PhaseRecord,
-    metrics: dict[str, Any],
-    *,
-    facts: list[tuple[str, str]],
-    reuse: Reuse | Literal[False],
-    before: Look | None,
-    story: Story,
-) -> None:
-    from headstart.cli import forgetting, output
-    from headstart.cli.arguments import device_settings
-    from headstart.cli.curves import places_of
-    from headstart.cli.inference import features_and_probabilities_of, scores_from
-    from headstart.cli.story import Judgement
-
-    is_held_back = data.test_set is not None
-    loader: Any = data.test_dataloader() if is_held_back else data.val_dataloader()
-    targets = loader.dataset.targets
-    begun = monotonic()
-    features, probabilities = features_and_probabilities_of(
-        model, loader, title="test", **device_settings(options)
-    )
-    scores = scores_from(probabilities, targets)
-    seconds = monotonic() - begun
-    if is_held_back:
-        metrics = {**metrics, "test": scores.to_dict(data.class_names)}
-    if before is not None:
-        after = forgetting.look(model, options)
-        metrics = {**metrics, "forgetting": {"before": before.to_dict(), "after": after.to_dict()}}
-        facts = [*facts, forgetting.fact_of(before, after, options)]
-    _save(folder, model, data, record, metrics=metrics)
-
-    num_backbone, num_head = _num_parameters(model.backbone), _num_parameters(model.head)
-    by_what = f"{scores.num_samples:,} samples held back from training"
-    if not is_held_back:
-        by_what = (
-            f"{scores.num_samples:,} samples of validation, by which the model was chosen: there is no test part, "
-            "and these scores are too good"
-        )
-    rows = [
-        ("trained", f"{model.backbone.name}, {num_backbone:,} parameters, and a head of {num_head:,}"),
-        *facts,
-        *output.reuse_facts(reuse.report() if reuse else None),
-        ("tested on", f"{by_what}; {output.duration(seconds)}"),
-        *output.score_facts(scores),
-        ("artefact", str(folder.path)),
-        ("curves", places_of(folder, options.logger)),
-    ]
-    print()
-    output.show(output.classes_table(scores, data.class_names))
-    output.show(output.facts_table("Result", rows))
-    what = "PHOTO ..." if model.kind == "images" else "TABLE ..."
-    print(f"Use it: {output.command_line('headstart', 'predict', str(folder.path))} {what}", flush=True)
-    tested = Judgement(
-        part="test" if is_held_back else "val",
-        features=features,
-        probabilities=probabilities,
-        targets=targets,
-        scores=scores,
-    )
-    story.tell(model, data, options, folder, record=record, metrics=metrics, tested=tested)
-    if options.from_scratch:
-        metrics = {**metrics, "from_scratch": _from_scratch(model, data, options, record)}
-        _save(folder, model, data, record, metrics=metrics)
-        story.tell(model, data, options, folder, record=record, metrics=metrics, tested=tested)
-
-
-def _from_scratch(
-    model: Classifier, data: ClassificationData, options: FitOptions, record: PhaseRecord
-) -> dict[str, Any]:
-    from headstart.cli.scratch import train_from_scratch
-
-    epochs = max(1, sum(phase.epochs for phase in record.phases))
-    scratch = train_from_scratch(model, data, options, epochs=epochs)
-    judged = scratch.test or scratch.val
-    print(f"From scratch: accuracy {judged.accuracy}, macro-F1 {judged.macro_f1}.", flush=True)
-    return scratch.to_dict()
+# ---- interrupted
 
 
 def _say_interrupted(
@@ -509,7 +378,3 @@ def _command_to_go_on(options: FitOptions) -> str:
     from headstart.cli.output import command_line
 
     return command_line("headstart", "fit", options.data, "--out", str(options.out), "--resume")
-
-
-def _num_parameters(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -31,6 +31,7 @@ from headstart.strategy.processes import from_environment
 
 if TYPE_CHECKING:
     from headstart.auto import Candidates
+    from headstart.cli.ending import Job
     from headstart.cli.findings import DataFindings
     from headstart.cli.options import FitOptions
     from headstart.cli.phases import PhaseRecord
@@ -82,30 +83,18 @@ class Story:
     candidates: Candidates | None = None
     _others: dict[str, Scores] | None = field(default=None, init=False)
 
-    def tell(
-        self,
-        model: Classifier,
-        data: ClassificationData,
-        options: FitOptions,
-        folder: RunFolder,
-        *,
-        record: PhaseRecord,
-        metrics: Mapping[str, Any],
-        tested: Judgement,
-    ) -> None:
+    def tell(self, job: Job, *, record: PhaseRecord, metrics: Mapping[str, Any], tested: Judgement) -> None:
         """Write the facts, and the page that is made from them where plotly is there; nothing where there is to be none.
 
         Args:
-            model: The one that was kept, and saved: whatever fails here, it is not lost.
-            data: The data.
-            options: Of the run.
-            folder: Of the run, with its curves.
+            job: The model in it was kept, and saved: whatever fails here, it is not lost.
             record: Phases and epochs.
             metrics: As they are in the artefact.
             tested: What the model says of the samples that it is judged by.
         """
         if self.findings is None:
             return
+        model, data, options, folder = job.model, job.data, job.options, job.folder
         if self._others is None:
             self._others = _others_tested(model, data, options, metrics, tested, self.candidates)
         if not folder.is_ours:

@@ -261,7 +261,7 @@ def _save(
     """Keep a trial as DIR/best, its probabilities calibrated."""
     from headstart import auto
     from headstart.artefact import save_artefact
-    from headstart.cli import fit
+    from headstart.cli.ending import found_in
 
     calibration = auto.fold_in_temperature(outcome.model.head, outcome.predictions, trials.targets)
     metrics = {
@@ -275,7 +275,7 @@ def _save(
         "validation": {options.metric: outcome.value},
         "calibration": calibration.to_dict(),
     }
-    save_artefact(folder.best, outcome.model, metrics=metrics, data_report=fit.found_in(data))
+    save_artefact(folder.best, outcome.model, metrics=metrics, data_report=found_in(data))
 
 
 # ---- the end
