@@ -16,6 +16,7 @@ SRC = Path(headstart.__file__).parent
 READING_ORDER = [
     "",  # headstart itself: the public names, loaded when they are used
     "errors",
+    "words",
     "files",
     "archive",
     # what a user writes

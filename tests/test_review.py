@@ -91,7 +91,7 @@ def test_parameters_that_the_checkpoint_does_not_know_are_named(checkpoint):
 
 def test_a_resume_with_nothing_left_to_train_says_so(checkpoint, capsys):
     run(Net(), max_epochs=1, ckpt_path=checkpoint)
-    assert "Nothing is left to train: 1 epochs and 3 steps" in capsys.readouterr().err
+    assert "Nothing is left to train: 1 epoch and 3 steps" in capsys.readouterr().err
 
 
 def test_swalr_runs_through_an_unfreezing():

@@ -22,6 +22,7 @@ from headstart.callback import Callback
 from headstart.choice import Candidate, is_hopeless
 from headstart.module import LightningModule
 from headstart.plan import Phase, Plan
+from headstart.plans import TUNING_LAYER_DECAY, TUNING_LR
 from headstart.probe import Probe, fit_probe
 from headstart.trainer import Trainer
 
@@ -120,10 +121,10 @@ def tuning_plan(
     their statistics: the head was fitted on what those give.
 
     Args:
-        kind: Of the data; a language model forgets what it knows at the rates at which an image model is fine-tuned.
+        kind: Of the data.
         epochs: Number of epochs, at most.
         steps_per_epoch: Optimizer steps of one.
-        lr: Of the head; `None` is 2e-4 for images and 5e-5 for texts.
+        lr: Of the head; `None` is 5e-4 for images and 5e-5 for texts.
         is_timed: Whether a clock may end it: the rate then stays, for nobody knows when to have come down.
 
     Example:
@@ -133,8 +134,8 @@ def tuning_plan(
     phase = Phase(
         name="fine-tuning",
         trains="all",
-        lr=lr or (2e-4 if kind == "images" else 5e-5),
-        layer_decay=0.8 if kind == "images" else 0.9,
+        lr=lr or TUNING_LR[kind],
+        layer_decay=TUNING_LAYER_DECAY[kind],
         norms="frozen" if kind == "images" else "train",
         epochs=epochs,
         warmup_steps=max(1, steps_per_epoch // 2),

@@ -30,6 +30,7 @@ from headstart.errors import MisconfigurationError, UnknownNameError, did_you_me
 from headstart.logbook import Logbook
 from headstart.metrics import metrics_kept
 from headstart.optim import ManagedOptimizer, SchedulerConfig, needs_closure, sync_scheduler
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from headstart.trainer import Trainer
@@ -71,8 +72,8 @@ def fit(trainer: Trainer) -> None:
     if trainer.is_done() and not trainer.progress.is_inside_epoch:
         trainer.stand_again()
         trainer.say(
-            f"Nothing is left to train: {trainer.current_epoch} epochs and {trainer.global_step} steps are done "
-            f"(max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps})."
+            f"Nothing is left to train: {counted(trainer.current_epoch, 'epoch')} and "
+            f"{counted(trainer.global_step, 'step')} are done (max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps})."
         )
         return
     if trainer.train_dataloader is None:

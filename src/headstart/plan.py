@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from headstart.errors import MisconfigurationError, did_you_mean
 from headstart.groups import Layout
+from headstart.words import counted
 
 Norms = Literal["train", "adapt", "frozen"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -135,9 +136,12 @@ class Phase:
 
     def length(self) -> str:
         """Say in words how long it is."""
-        parts = [f"{self.epochs} epochs" if self.epochs else "", f"{self.steps} steps" if self.steps else ""]
-        parts.append(f"until {self.patience} validations without improvement" if self.patience else "")
-        return ", or ".join(filter(None, parts))
+        parts = [
+            counted(number, noun) for number, noun in ((self.epochs, "epoch"), (self.steps, "step")) if number
+        ]
+        if self.patience:
+            parts.append(f"until {counted(self.patience, 'validation')} without improvement")
+        return ", or ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,11 @@ from typing import Any
 from headstart.errors import MisconfigurationError, did_you_mean
 from headstart.plan import BEST_BLOCK, LoRA, Phase, Plan
 
+#: Of fine-tuning from a head at its optimum: the head's rate, and the factor from a block to the one before it. A language
+#: model forgets what it knows at the rates at which an image model is fine-tuned.
+TUNING_LR = {"images": 5e-4, "text": 5e-5}
+TUNING_LAYER_DECAY = {"images": 0.8, "text": 0.9}
+
 
 def linear_probe(*, epochs: int = 10, lr: float = 1e-3, **settings: Any) -> Plan:
     """Train the head alone, on features that do not change (Alain & Bengio 2016).

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subs
 
 from headstart.deferred.source import index_loader, is_foreseeable
 from headstart.signals import LONG_WAIT
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from headstart.trainer import Trainer
@@ -22,7 +23,7 @@ _SHOWN = 16
 def describe_batch(trainer: Trainer) -> str:
     """Give epoch, batch and step of the training batch under way and, where they are known, its samples."""
     progress = trainer.progress
-    text = f"epoch {progress.epoch}, batch {progress.batch}, after {progress.global_step} steps"
+    text = f"epoch {progress.epoch}, batch {progress.batch}, after {counted(progress.global_step, 'step')}"
     try:
         indices = samples_of_batch(trainer)
     except Exception:  # noqa: BLE001 (the program's own samplers; what is reported here is another error)
@@ -34,15 +35,13 @@ def describe_failure(trainer: Trainer) -> str:
     """Give the place in the run at which an exception was raised: a sentence."""
     progress = trainer.progress
     if trainer.logbook.evaluation is not None:
-        return (
-            f"It was raised in the validation of epoch {progress.epoch}, after {progress.global_step} steps."
-        )
+        return f"It was raised in the validation of epoch {progress.epoch}, after {counted(progress.global_step, 'step')}."
     boundary, hook = trainer.boundary, trainer.hooks.current
     if boundary.is_fetching:
         return f"It was raised in reading a batch: {describe_batch(trainer)}."
     if boundary.is_open and hook != "on_train_epoch_start":
         return f"It was raised in {hook or 'the optimizer'}: {describe_batch(trainer)}."
-    return f"It was raised in {hook or 'the trainer'}: epoch {progress.epoch}, after {progress.global_step} steps."
+    return f"It was raised in {hook or 'the trainer'}: epoch {progress.epoch}, after {counted(progress.global_step, 'step')}."
 
 
 def say_that_it_waits(trainer: Trainer) -> None:

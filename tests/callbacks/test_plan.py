@@ -462,4 +462,4 @@ def test_the_table_says_rates_and_lengths():
     )  # fmt: skip
     row = table_of(plan, [(5, None)]).splitlines()[2]
     assert "0.1, decay 0.5 a block, cosine, 3 steps of warm-up" in row
-    assert row.endswith("2 epochs, or until 1 validations without improvement")
+    assert row.endswith("2 epochs, or until 1 validation without improvement")

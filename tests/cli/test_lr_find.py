@@ -38,7 +38,7 @@ def test_with_auto_the_head_is_fitted_first_and_the_result_is_json(solar_cells, 
     assert (code, set(found["suggestion"])) in [(0, {"valley", "steepest"}), (1, set())]
     assert ("The loss never falls" in errors) == (code == 1)
     assert found["phase"] == "fine-tuning"
-    assert found["configured_lr"] == pytest.approx(2e-4)
+    assert found["configured_lr"] == pytest.approx(5e-4)
     assert found["lr"][0] == 1e-5
     assert found["loss"][0] < 0.6  # a head that is not fitted begins at 0.69, the logarithm of 2
 

@@ -150,7 +150,7 @@ def test_trials_are_ranked_by_the_metric_with_intervals_and_the_ones_as_good_are
     assert f"level 0.05): {', '.join(map(str, as_good))}." in lines
     assert "expected to be too good by about" in lines
     assert "Seed 0: of the split, of what is proposed, and of each trial." in lines
-    assert "plan fine_tune: lr 2e-05 to 0.002, first 0.0002" in lines
+    assert "plan fine_tune: lr 5e-05 to 0.005, first 0.0005" in lines
     assert "looked at once, for this trial" in lines
 
     rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
@@ -242,7 +242,7 @@ def test_more_trials_go_on_from_those_that_are_there(solar_cells, tmp_path, caps
     monkeypatch.setattr(Study, "best", lambda self: self.trials()[-1])  # whatever comes last is the best
     assert sweep.run([str(solar_cells), "--out", str(out), "--resume", "--trials", "5"]) == 0
     found = result_of(out)
-    assert "3 trials are there already." in capsys.readouterr().out
+    assert "There already: 3 trials." in capsys.readouterr().out
     assert [each for each in found["trials"] if each["number"] < 3][0]["macro_f1"] == first["trials"][0][
         "macro_f1"
     ]

@@ -230,7 +230,7 @@ def test_a_long_wait_for_workers_is_said(quiet_trainer, monkeypatch, capfd):
         Net(), DataLoader(Slow(8), 4, num_workers=1), []
     )
     assert (
-        "loader processes: epoch 0, batch 1, after 1 steps; samples 4, 5, 6, 7. If one"
+        "loader processes: epoch 0, batch 1, after 1 step; samples 4, 5, 6, 7. If one"
         in capfd.readouterr().err
     )
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL

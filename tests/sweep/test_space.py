@@ -17,7 +17,7 @@ def test_every_plan_has_its_own_settings_first_with_every_backbone():
         (HEAD, "a"), (HEAD, "b"), (FINE_TUNE, "a"), (FINE_TUNE, "b"),
     ]  # fmt: skip
     assert first[0].values == {"strength": 0.01}
-    assert first[2].values == {"lr": 2e-4, "layer_decay": 0.8, "weight_decay": 0.01}
+    assert first[2].values == {"lr": 5e-4, "layer_decay": 0.8, "weight_decay": 0.01}
     assert space("text").first_trials()[2].values["lr"] == 5e-5
 
 
@@ -34,7 +34,7 @@ def test_a_range_is_for_every_plan_that_has_the_setting():
     assert (found["lr"].low, found["lr"].high) == (1e-6, 1e-5)
     assert found["lr"].first == pytest.approx(10**-5.5)  # the plan's own lies outside: the middle, in decades
     assert found["layer_decay"].first == pytest.approx(0.925)
-    assert space(lr=(1e-4, 1e-3)).plans[FINE_TUNE]["lr"].first == 2e-4  # inside: the plan's own
+    assert space(lr=(1e-4, 1e-3)).plans[FINE_TUNE]["lr"].first == 5e-4  # inside: the plan's own
     assert space(lr=(1e-4, 1e-4)).plans[FINE_TUNE]["lr"].first == 1e-4
 
 

@@ -21,6 +21,7 @@ from headstart.groups import Layout, is_norm, layout_of
 from headstart.optim import group_names, rescale, split_groups, sync_scheduler
 from headstart.plan import BEST_BLOCK, Norms, Plan, State
 from headstart.seed import isolated_random_state
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -473,7 +474,7 @@ def table_of(plan: Plan, costs: list[tuple[int, int | None]]) -> str:
         rate = " / ".join(rates) or "as configured"
         rate += f", decay {phase.layer_decay:.3g} a block" if phase.is_by_block else ""
         rate += f", {phase.schedule}" if phase.schedule != "constant" else ""
-        rate += f", {phase.warmup_steps} steps of warm-up" if phase.warmup_steps else ""
+        rate += f", {counted(phase.warmup_steps, 'step')} of warm-up" if phase.warmup_steps else ""
         cost = "" if flops is None else f"{flops / 1e9:.3g}"
         rows.append(
             (phase.name, " ".join(phase.trains), f"{count:,}", rate, phase.norms, cost, phase.length())

@@ -21,6 +21,7 @@ from headstart.cli.options import seconds_of
 from headstart.cli.phases import PhaseRecord
 from headstart.strategy.processes import from_environment
 from headstart.trainer import Trainer
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -302,7 +303,7 @@ def _facts(
         line += f"\naccuracy in {probe.num_folds} folds of the training part: {probe.accuracy}"
     facts = [("head", line)]
     for phase in tuning.record.phases[-1:]:
-        count = f"{phase.epochs} epoch{'s' if phase.epochs != 1 else ''}"
+        count = counted(phase.epochs, "epoch")
         line = f"{count}, {phase.num_trainable:,} parameters train; {output.duration(phase.seconds)}"
         if tuning.hopeless.is_stopped:
             line += "\nstopped: it stayed below the head alone"

@@ -10,9 +10,9 @@ from headstart.auto import quiet_trainer
 from headstart.callbacks import RichProgressBar
 from headstart.cli.arguments import device_settings
 from headstart.cli.inference import scores_of
-from headstart.data.report import counted
 from headstart.plan import Phase, Plan
 from headstart.seed import seed_everything
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from headstart.cli.options import FitOptions

@@ -18,7 +18,6 @@ from headstart.auto import HEAD, TUNED
 from headstart.calibration import expected_calibration_error
 from headstart.cli.arguments import device_settings
 from headstart.cli.inference import scores_of
-from headstart.data.report import counted
 from headstart.errors import MissingDependencyError
 from headstart.report.curves import read_curves
 from headstart.report.duplicates import THRESHOLD, Twins
@@ -28,6 +27,7 @@ from headstart.report.page import write_report
 from headstart.report.reliability import reliability_bins
 from headstart.report.samples import is_same, printable, shown
 from headstart.strategy.processes import from_environment
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from headstart.auto import Candidates

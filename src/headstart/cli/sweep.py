@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.cli.sweep_options import SweepOptions, parse
 from headstart.errors import HeadstartError, NonFiniteError
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -165,7 +166,7 @@ def _say_what_is_tried(options: SweepOptions, space: Space, study: Study) -> Non
     if set(space.plans) & ON_FEATURES or "fine_tune" in space.plans:
         print("What a frozen backbone makes of the data is computed once, for all trials.")
     if study.num_finished:
-        print(f"{study.num_finished} trials are there already.")
+        print(f"There already: {counted(study.num_finished, 'trial')}.")
     sys.stdout.flush()
 
 

@@ -14,10 +14,11 @@ from unicodedata import normalize
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from headstart.data.report import DataReport, SetAside, counted, listing
+from headstart.data.report import DataReport, SetAside, listing
 from headstart.data.splits import check_fractions, split_by_class
 from headstart.datamodule import LightningDataModule
 from headstart.errors import DataError, MisconfigurationError, did_you_mean
+from headstart.words import counted
 
 # A loader's process that gives no batch for so long hangs: on a network file, on a lock.
 _LONGEST_WAIT = 600.0  # seconds

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from headstart.errors import DataError
+from headstart.words import counted
 
 #: The share of unreadable samples beyond which the data is refused.
 MAX_UNREADABLE = 0.01
@@ -34,16 +35,6 @@ def listing(items: Sequence[object], *, limit: int = MAX_LISTED) -> list[str]:
     """
     shown = [str(item) for item in items[:limit]]
     return [*shown, f"... and {len(items) - limit:,} more"] if len(items) > limit else shown
-
-
-def counted(number: int, noun: str, *, plural: str | None = None) -> str:
-    """Give a number with its noun, in the right form.
-
-    Example:
-        >>> counted(1, "sample"), counted(2500, "sample"), counted(2, "class", plural="classes")
-        ('1 sample', '2,500 samples', '2 classes')
-    """
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def refuse_too_many_unreadable(unreadable: Sequence[SetAside], *, num_samples: int, source: str) -> None:

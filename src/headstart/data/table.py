@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from headstart.data.report import SetAside, counted, listing
+from headstart.data.report import SetAside, listing
 from headstart.errors import DataError, missing_dependency
+from headstart.words import counted
 
 #: The tables that can be read, by how their names end.
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".pq")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from headstart.errors import MisconfigurationError, did_you_mean
-from headstart.plans import PLANS
+from headstart.plans import PLANS, TUNING_LAYER_DECAY, TUNING_LR
 
 if TYPE_CHECKING:
     import optuna
@@ -32,9 +32,6 @@ SETTINGS = {
     "strength": "strength C of the head's penalty: the larger, the weaker",
 }
 
-# The rates at which `--plan auto` fine-tunes, and layer decays likewise.
-_LR_OF_FINE_TUNING = {"images": 2e-4, "text": 5e-5}
-_LAYER_DECAY_OF_FINE_TUNING = {"images": 0.8, "text": 0.9}
 # Rates are tried from a tenth to ten times of what the plan takes.
 _TIMES = 10.0
 
@@ -223,8 +220,8 @@ def _ranges_of(plan: str, kind: Kind) -> dict[str, Range]:
         return {"strength": Range(1e-4, 1.0, 0.01)}
     weight_decay = Range(1e-4, 0.1, 0.01)
     if plan == FINE_TUNE:
-        decay = Range(0.5, 1.0, _LAYER_DECAY_OF_FINE_TUNING[kind], is_log=False)
-        return {"lr": _around(_LR_OF_FINE_TUNING[kind]), "layer_decay": decay, "weight_decay": weight_decay}
+        decay = Range(0.5, 1.0, TUNING_LAYER_DECAY[kind], is_log=False)
+        return {"lr": _around(TUNING_LR[kind]), "layer_decay": decay, "weight_decay": weight_decay}
     takes = inspect.signature(PLANS[plan]).parameters
     found = {"lr": _around(takes["lr"].default)}
     if "layer_decay" in takes:
