@@ -44,7 +44,7 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
                 staged[path] = Path(name)
                 write(staged[path])
                 _flush(staged[path])
-                _give_ordinary_permissions(staged[path])
+                give_ordinary_permissions(staged[path])
         for path, temporary in staged.items():
             with explained(path):
                 temporary.replace(path)
@@ -151,11 +151,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _give_ordinary_permissions(path: Path) -> None:
-    """`mkstemp` makes a file private; give it the mode that an ordinary new file would have had."""
+def give_ordinary_permissions(path: Path) -> None:
+    """`mkstemp` and `mkdtemp` make what is private; give it the mode that an ordinary new file or folder would have had."""
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def flush_folder(folder: Path) -> None:

@@ -240,7 +240,12 @@ def test_an_export_that_computes_something_else_is_not_left_there(cell_run, tmp_
         return right(photo, {**preprocessing, "interpolation": "bilinear"})
 
     out = tmp_path / "out"
-    export(cell_run, format="safetensors", out=out)
+    mask = os.umask(0o027)
+    try:
+        export(cell_run, format="safetensors", out=out)
+    finally:
+        os.umask(mask)
+    assert out.stat().st_mode & 0o777 == 0o750
     before = (out / "export.json").read_bytes()
     monkeypatch.setattr(prepare, "pixels_of", otherwise)
     with pytest.raises(
@@ -263,7 +268,7 @@ def test_samples_may_be_given_and_are_random_where_the_data_is_gone(cell_run, so
     assert (moved / "exports" / "safetensors" / "model.safetensors").is_file()
     photo = photos_of(solar_cells)[0]
     assert main([*arguments, "--overwrite", "--samples", str(photo)]) == 0
-    assert "1 samples" in capsys.readouterr().out
+    assert "1 sample: " in capsys.readouterr().out
 
 
 def test_wrong_use_is_answered(cell_run, text_run, tmp_path, reviews, monkeypatch, capsys):

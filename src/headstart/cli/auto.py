@@ -140,7 +140,7 @@ def _fit_head(
     fitted = monotonic()
     folds = "" if probe.accuracy is None else f", accuracy in {probe.num_folds} folds {probe.accuracy}"
     print(
-        f"Head fitted to its optimum on {len(features):,} samples{folds}; {output.duration(read - begun)} for the "
+        f"Head fitted to its optimum on {counted(len(features), 'sample')}{folds}; {output.duration(read - begun)} for the "
         f"features, {output.duration(fitted - read)} for the fit.",
         flush=True,
     )

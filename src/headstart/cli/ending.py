@@ -13,6 +13,7 @@ from headstart.cli.curves import places_of
 from headstart.cli.inference import features_and_probabilities_of, scores_from
 from headstart.cli.story import Judgement
 from headstart.data import TextTableData
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from headstart.cli.forgetting import Look
@@ -115,10 +116,10 @@ def _show(
     job: Job, tested: Judgement, facts: list[tuple[str, str]], *, is_held_back: bool, seconds: float
 ) -> None:
     model, folder, scores = job.model, job.folder, tested.scores
-    by_what = f"{scores.num_samples:,} samples held back from training"
+    by_what = f"{counted(scores.num_samples, 'sample')} held back from training"
     if not is_held_back:
         by_what = (
-            f"{scores.num_samples:,} samples of validation, by which the model was chosen: there is no test part, "
+            f"{counted(scores.num_samples, 'sample')} of validation, by which the model was chosen: there is no test part, "
             "and these scores are too good"
         )
     num_backbone, num_head = num_parameters(model.backbone), num_parameters(model.head)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.cli.arguments import add_device_arguments, device_settings
 from headstart.errors import MisconfigurationError
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from headstart.data import ClassificationData
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> int:
         output.show(output.classes_table(scores, model.class_names))
         facts = [
             ("model", str(options.run)),
-            ("tested on", f"{scores.num_samples:,} samples of {options.data}"),
+            ("tested on", f"{counted(scores.num_samples, 'sample')} of {options.data}"),
         ]
         output.show(output.facts_table("Result", [*facts, *output.score_facts(scores)]))
     return 0

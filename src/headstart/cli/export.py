@@ -8,6 +8,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from headstart.words import counted
+
 _DESCRIPTION = """\
 Write the model that `headstart fit` left in RUN for other programs. What was written is loaded where it will run and
 compared with RUN on real samples; where it computes something else, nothing is left and the exit code is 1.
@@ -47,7 +49,7 @@ def run(arguments: list[str]) -> int:
     rows = [
         ("folder", str(found.folder)),
         ("files", "\n".join(f"{name}   {size:,} bytes" for name, size in found.files.items())),
-        ("compared on", f"{comparison.num_samples:,} samples: {comparison.origin}"),
+        ("compared on", f"{counted(comparison.num_samples, 'sample')}: {comparison.origin}"),
         (
             "largest difference",
             f"{comparison.difference:.2g} of a logit; {comparison.allowed:.2g} is allowed",

@@ -25,7 +25,7 @@ from headstart.errors import MisconfigurationError, UnknownNameError, did_you_me
 from headstart.export.compare import TOLERANCE, Comparison, Logits, compare
 from headstart.export.samples import Sample, opened, samples_for
 from headstart.export.source import read_source
-from headstart.files import explained, flush_folder, remove, sha256_of
+from headstart.files import explained, flush_folder, give_ordinary_permissions, remove, sha256_of
 from headstart.tasks import Classifier, ImageClassifier, TextClassifier
 
 DESCRIPTION_FILE = "export.json"
@@ -169,7 +169,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     try:
         with explained(folder):
             yield temporary
-            temporary.chmod(0o755)  # a folder of `mkdtemp` is private
+            give_ordinary_permissions(temporary)
             earlier = temporary.with_suffix(".earlier")
             if folder.exists():
                 folder.rename(earlier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from headstart.export.source import Source
+from headstart.words import counted
 
 #: Of the weights that packages bring; those of other backbones are asked for where they come from.
 _LICENCES = {"efficientnet_lite0": "apache-2.0", "minilm": "apache-2.0"}
@@ -103,7 +104,7 @@ def _scores(source: Source, test: dict[str, Any] | None) -> str:
         if temperature is None
         else f"Probabilities are calibrated: a temperature of {temperature:.3g} is divided into the head's weights already."
     )
-    return f"On {test['num_samples']:,} samples held back from training:\n\n{table}\n\n{calibrated}"
+    return f"On {counted(test['num_samples'], 'sample')} held back from training:\n\n{table}\n\n{calibrated}"
 
 
 def _data(data: dict[str, Any]) -> str:
