@@ -300,8 +300,10 @@ def print_tables(results: Results) -> None:
             f"{'test accuracy':<28}{'seeds':>6}{'mean':>8}{'95 % +-':>9}{'auto less it':>14}{'95 % +-':>9}"
             f"{'worst seed':>12}{'epochs':>8}{'seconds':>9}"
         )
-        for title, by_seed in rows.items():
+        for title, by_seed in sorted(rows.items(), key=lambda row: not row[0].startswith(("auto", "its"))):
             seeds = sorted(set(by_seed) & set(own))
+            if not seeds:  # of a rival alone: `auto` is to be run again
+                continue
             values = [by_seed[seed]["accuracy"] for seed in seeds]
             less = [own[seed]["accuracy"] - by_seed[seed]["accuracy"] for seed in seeds]
             gaps[title] += [100 * statistics.mean(less)]
