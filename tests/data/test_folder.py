@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from headstart import seed_everything
 from headstart.data import ImageFolderData
@@ -451,3 +453,18 @@ def test_the_loaders_of_an_epoch_share_their_data_set(cats_and_dogs):
 def test_no_view_at_all_is_refused(cats_and_dogs):
     with pytest.raises(MisconfigurationError, match="num_views is 0; expected 1 or more"):
         cats_and_dogs.show_fixed_views(0, until_epoch=1)
+
+
+def test_names_that_are_no_text_are_escaped_before_anything_is_trained(tmp_path):
+    """Old archives give names of files in other encodings: they stand in the artefact and on the terminal."""
+    root = os.fsencode(tmp_path / "photos")
+    for name in (b"cat", b"m\xf6we"):
+        os.makedirs(os.path.join(root, name))
+        for number in range(12):
+            pixels = np.full((8, 8, 3), 10 * number, dtype=np.uint8)
+            Image.fromarray(pixels).save(os.fsdecode(os.path.join(root, name, b"%d.png" % number)))
+    Path(os.fsdecode(os.path.join(root, b"cat", b"caf\xe9.txt"))).write_text("no image")
+    data = ready(tmp_path / "photos")
+    assert data.class_names == ["cat", "m\\udcf6we"]
+    json.dumps(data.report.to_dict(), ensure_ascii=False).encode()
+    assert "cat/caf\\udce9.txt: not an image" in "\n".join(data.report.lines()).encode().decode()

@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     from headstart.report.comparison import comparison_page
     from headstart.report.facts import read_facts
     from headstart.report.page import PAGE_FILE, report_page, write_page
-    from headstart.report.samples import printable
+    from headstart.words import printable
 
     facts = {path: read_facts(path) for path in options.runs}
     if len(options.runs) == 1:

@@ -25,9 +25,9 @@ from headstart.report.facts import read_facts, write_facts
 from headstart.report.feature_map import map_features
 from headstart.report.page import write_report
 from headstart.report.reliability import reliability_bins
-from headstart.report.samples import is_same, printable, shown
+from headstart.report.samples import is_same, shown
 from headstart.strategy.processes import from_environment
-from headstart.words import counted
+from headstart.words import counted, printable
 
 if TYPE_CHECKING:
     from headstart.auto import Candidates
@@ -110,7 +110,7 @@ class Story:
                 "backbone": model.backbone.name,
                 "num_parameters": sum(each.numel() for each in model.parameters()),
             },
-            "data": _data(data),
+            "data": data.report.to_dict(),
             **_scores(data, folder, metrics, tested),
             "candidates": _candidates(options.plan, metrics, self.findings, tested, self._others),
             "has_from_scratch": "from_scratch" in metrics,
@@ -194,18 +194,6 @@ def _others_tested(
             found[name] = scores_of(model, data.test_dataloader(), **settings)
     model.cpu().load_state_dict(kept)
     return found
-
-
-def _data(data: ClassificationData) -> dict[str, Any]:
-    report = data.report.to_dict()
-    return {
-        **report,
-        "source": printable(report["source"]),
-        "set_aside": [
-            {name: printable(value) for name, value in each.items()} for each in report["set_aside"]
-        ],
-        "notes": [printable(note) for note in report["notes"]],
-    }
 
 
 def _scores(

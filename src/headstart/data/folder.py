@@ -22,6 +22,7 @@ from headstart.data.images import (
 )
 from headstart.data.report import SetAside, listing, refuse_too_many_unreadable
 from headstart.errors import DataError
+from headstart.words import printable
 
 # What people call the folders of the three parts.
 _PART_NAMES = {
@@ -208,7 +209,7 @@ def _read_part(root: Path, folder: Path, part: str, reading: Reading) -> None:
     for class_folder in class_folders:
         files, num_hidden = files_below(class_folder)
         reading.num_hidden += num_hidden
-        label = class_folder.name.strip()
+        label = printable(class_folder.name.strip())
         places = [key_below(path, root) for path in files]
         samples += [Sample(path, label, place, place) for path, place in zip(files, places, strict=True)]
         if not files:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from headstart.errors import DataError
-from headstart.words import counted
+from headstart.words import counted, printable
 
 #: The share of unreadable samples beyond which the data is refused.
 MAX_UNREADABLE = 0.01
@@ -95,6 +95,17 @@ class DataReport:
     num_hidden: int = 0
     set_aside: list[SetAside] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Make names of files printable: they stand in the artefact and on the terminal."""
+        places = [SetAside(printable(place), printable(reason)) for place, reason in self.set_aside]
+        words = {
+            "source": printable(self.source),
+            "set_aside": places,
+            "notes": [*map(printable, self.notes)],
+        }
+        for name, value in words.items():
+            object.__setattr__(self, name, value)  # frozen
 
     @property
     def num_samples(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from headstart.errors import missing_dependency
 from headstart.files import write_together
 from headstart.report import figures
-from headstart.report.samples import printable
+from headstart.words import printable
 
 PAGE_FILE = "report.html"
 # Rows of a table that are shown at once; the others can be unfolded.

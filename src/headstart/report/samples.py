@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import DataError
+from headstart.words import printable
 
 if TYPE_CHECKING:
     from headstart.data.base import Sample
@@ -55,16 +56,6 @@ def is_same(first: Sample, second: Sample) -> bool:
     if _is_picture(first.value):
         return bool(_content(first.value) == _content(second.value))
     return _words(first.value) == _words(second.value)
-
-
-def printable(text: str) -> str:
-    r"""Give a name as every program can write it: bytes of a file's name that are no text become escapes.
-
-    Example:
-        >>> printable("cat\udce9.jpg")
-        'cat\\udce9.jpg'
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_picture(value: Any) -> bool:
