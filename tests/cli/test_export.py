@@ -324,7 +324,7 @@ def test_pairs_of_texts_are_cut_and_told_apart_as_in_training(tmp_path):
 
     torch.manual_seed(0)
     model = TextClassifier("minilm", class_names=["follows", "contradicts"], max_length=32)
-    save_artefact(tmp_path / "run", model, data_report={"text_columns": ["premise", "hypothesis"]})
+    save_artefact(tmp_path / "run", model, data_report={"source": str(tmp_path), "texts_per_sample": 2})
     table = tmp_path / "pairs.csv"
     rows = [f"{'a man sleeps ' * n},nobody is {'not ' * (20 - n)} awake" for n in range(1, 20)]
     table.write_text("\n".join(["premise,hypothesis", *rows]))
@@ -333,6 +333,8 @@ def test_pairs_of_texts_are_cut_and_told_apart_as_in_training(tmp_path):
         assert 0 < found.comparison.num_samples <= 16
         assert found.comparison.difference < 1e-5
     assert "SentenceTransformer" not in (found.folder / "README.md").read_text()
+    # What was trained on is there, and is no table.
+    assert not export(tmp_path / "run", format="safetensors", overwrite=True).comparison.are_real
 
 
 def test_the_description_is_that_of_the_run(cell_run, tmp_path):

@@ -103,6 +103,7 @@ def test_texts_are_classified_by_the_same_command(text_run):
     metadata = read_metadata(text_run)
     assert metadata["task"] == "text-classification"
     assert metadata["data"]["text_columns"] == ["what was said"]
+    assert metadata["data"]["texts_per_sample"] == 1
     assert metadata["metrics"]["test"]["accuracy"]["value"] > 0.6  # three classes that one word tells apart
 
 
@@ -118,6 +119,7 @@ def test_pairs_of_texts_are_classified(tmp_path):
     assert code == 0
     metadata = read_metadata(tmp_path / "run")
     assert metadata["data"]["text_columns"] == ["premise", "hypothesis"]
+    assert metadata["data"]["texts_per_sample"] == 2
     assert [phase["name"] for phase in metadata["history"]["phases"]] == ["frozen"]
 
 

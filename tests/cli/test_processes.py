@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -95,3 +96,18 @@ def test_commands_of_one_process_say_so(tmp_path):
     )
     assert process.returncode != 0
     assert "headstart inspect runs in one process: start it without torchrun." in process.stderr
+
+
+def test_processes_that_read_other_samples_do_not_train(solar_cells, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(solar_cells, other)
+    next((other / "defective").iterdir()).unlink()
+    (tmp_path / "program.py").write_text(
+        "import os\nfrom headstart.cli.main import main\n"
+        f"data = {[str(solar_cells), str(other)]!r}[int(os.environ['RANK'])]\n"
+        f"raise SystemExit(main(['fit', data, '--out', 'run', *{SMALL!r}]))\n"
+    )
+    process = run_in(tmp_path, "torch.distributed.run", "--standalone", "--nproc_per_node=2", "program.py")
+    assert process.returncode != 0
+    assert "the processes have not read the same samples (process 0: {'train': 28" in process.stderr
+    assert not (tmp_path / "run").exists()

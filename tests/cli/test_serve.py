@@ -143,7 +143,7 @@ def test_texts_are_answered_together_whatever_their_length(text_server, text_run
 
 def test_a_model_of_pairs_takes_pairs(text_run):
     model = load_artefact(text_run)
-    metadata = {**read_metadata(text_run), "data": {"text_columns": ["premise", "hypothesis"]}}
+    metadata = {**read_metadata(text_run), "data": {"texts_per_sample": 2}}
     takes = what_it_takes(model, metadata)
     predictor = Predictor(model, takes=takes, device=torch.device("cpu"))
 

@@ -1,7 +1,11 @@
 """What was tried, and what is tried next."""
 
+import gc
+import os
 import sys
+from pathlib import Path
 
+import optuna  # noqa: F401 (its first import keeps the frame that asked for it, and a study with it)
 import pytest
 
 from headstart.errors import MisconfigurationError, MissingDependencyError
@@ -104,3 +108,21 @@ def test_without_optuna_the_command_to_install_it_is_named(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'headstart\[sweep\]'"):
         open_study(tmp_path)
+
+
+def test_a_folder_may_have_any_name_and_the_file_is_closed_with_the_study(tmp_path):
+    folder = tmp_path / "what? 100 %41"
+    folder.mkdir()
+    study = open_study(folder)
+    try_all(study, 2)
+    assert [each.name for each in tmp_path.iterdir()] == [folder.name]
+    assert open_study(folder).num_finished == 2
+    if Path("/proc/self/fd").is_dir():
+        assert any("sweep.db" in file for file in open_files())
+        del study
+        gc.collect()
+        assert not any("sweep.db" in file for file in open_files())
+
+
+def open_files():
+    return [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]

@@ -43,14 +43,15 @@ def loggers_of(folder: RunFolder, given: str | None) -> list[Any]:
 
     Args:
         folder: Of the run.
-        given: Names with commas between; `None` is CSV, and TensorBoard where it is installed.
+        given: Names with commas between, beside CSV; `None` is TensorBoard, where it is installed.
 
     Raises:
         MissingDependencyError: If the library of one that was named is not installed.
     """
     from headstart.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-    names = ["csv", "tensorboard"] if given is None else read_names(given)
+    # The report reads the curves from the CSV file.
+    names = ["csv", "tensorboard"] if given is None else list(dict.fromkeys(["csv", *read_names(given)]))
     if given is None and find_spec("tensorboard") is None:
         hint = missing_dependency("tensorboard", needed_for="curves in TensorBoard", extra="tensorboard")
         print(f"{hint} Without it, the curves are in {folder.metrics_file} alone.")

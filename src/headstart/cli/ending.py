@@ -62,6 +62,9 @@ def save(job: Job, record: PhaseRecord, metrics: dict[str, Any]) -> None:
 def found_in(data: ClassificationData) -> dict[str, Any]:
     """Give what an artefact is to remember of the data it was made from."""
     found = data.report.to_dict()
+    if data.kind == "text":
+        first = data.samples("train")[0].value
+        found["texts_per_sample"] = 1 if isinstance(first, str) else len(first)
     if isinstance(data, TextTableData):
         found |= {"text_columns": list(data.text_columns), "label_column": data.label_column}
     return found

@@ -93,7 +93,7 @@ def _fit(request: Request, *, command: str) -> int:
     from headstart.cli import forgetting
     from headstart.cli.arguments import meet
     from headstart.cli.ending import Job, num_parameters
-    from headstart.cli.run_folder import RunFolder
+    from headstart.cli.run_folder import RunFolder, refuse_unequal_data
     from headstart.cli.story import Story
     from headstart.seed import seed_everything
 
@@ -105,6 +105,7 @@ def _fit(request: Request, *, command: str) -> int:
     data = open_data(options)
     for line in data.prepare().report.lines():
         print(line)
+    refuse_unequal_data(strategy, data)
     seed_everything(options.seed, verbose=False)
     model = make_model(options, data)
     if request.resume:

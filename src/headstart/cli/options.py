@@ -62,8 +62,8 @@ class FitOptions:
             are kept in RUN, for --resume.
         forgetting: Other data of the same kind: how well a probe tells its classes apart on what the backbone makes of them,
             before training and after.
-        logger: Where the curves go, with commas between: csv, tensorboard, mlflow, wandb. Without it, csv, and tensorboard where
-            it is installed.
+        logger: Where the curves go beside a CSV file, with commas between: tensorboard, mlflow, wandb. Without it,
+            tensorboard where it is installed.
         from_scratch: Train the same network from random weights, too, for as many epochs, and report its scores beside the others.
         report: End with RUN/report.html: what was learned, from which data, and where it errs. It takes a pass over the data
             through the pretrained backbone where the plan does not make one anyway.

@@ -16,10 +16,13 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headstart.cli.options import FitOptions, Request, write_options
 from headstart.errors import DataError, MisconfigurationError
+
+if TYPE_CHECKING:
+    from headstart.strategy import Strategy
 
 
 class RunFolder:
@@ -119,6 +122,21 @@ class RunFolder:
             return
         refuse_other_data(self.path, data)
         write_options(options, self.path)
+
+
+def refuse_unequal_data(strategy: Strategy, data: Any) -> None:
+    """Check that all processes have read the same data: each splits it by itself.
+
+    Raises:
+        DataError: In every process, if they have not.
+    """
+    found = strategy.gather_objects((digests(data), data.report.part_sizes))
+    if any(each != found[0] for each in found):
+        sizes = "; ".join(f"process {rank}: {each[1]}" for rank, each in enumerate(found))
+        raise DataError(
+            f"{data.source}: the processes have not read the same samples ({sizes}). A file that one of them could not read, or "
+            "data that changes from reading to reading: start again when all of it can be read everywhere."
+        )
 
 
 def refuse_other_data(folder: Path, data: Any) -> None:

@@ -70,7 +70,6 @@ class SweepOptions:
     batch_size: int = 32
     num_workers: int = 0
     accelerator: str = "auto"
-    devices: int | str = "auto"
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
@@ -91,12 +90,12 @@ class SweepOptions:
         searched = {"lr", "weight_decay", "time", "out"}
         known = {each.name for each in fields(FitOptions)} - searched
         given = {name: value for name, value in asdict(self).items() if name in known}
-        return FitOptions(**given, out=self.out)
+        return FitOptions(**given, out=self.out, devices=1)
 
 
 #: Options that may change when a sweep goes on.
 _FREE_ON_RESUME = frozenset(
-    {"data", "out", "trials", "time", "prune", "features", "num_workers", "accelerator", "devices", "text_column",
+    {"data", "out", "trials", "time", "prune", "features", "num_workers", "accelerator", "text_column",
      "text_pair_column", "label_column"}  # the columns and the data are compared by what is read from them
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -58,9 +59,9 @@ def samples_for(source: Source, given: Sequence[str] = ()) -> Samples:
         return Samples(values, f"{given[0]}{more}", are_real=True)
     data = (source.metadata.get("data") or {}).get("source")
     if data is not None and Path(data).exists():
-        values = _read(source, [data])
-        if values:
-            return Samples(values, str(data), are_real=True)
+        with suppress(DataError):  # texts that are no table: a Hugging Face dataset, tar files
+            if values := _read(source, [data]):
+                return Samples(values, str(data), are_real=True)
     where = "the run names no data" if data is None else f"{data} cannot be read from here"
     return Samples(_random(source), f"random inputs ({where}; --samples takes real ones)", are_real=False)
 

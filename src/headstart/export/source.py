@@ -64,7 +64,7 @@ def read_source(run: str | Path) -> Source:
         },
         "backbone": metadata["backbone"]["name"],
         "architecture": metadata["backbone"]["architecture"],
-        "texts_per_sample": len((metadata.get("data") or {}).get("text_columns") or [""]),
+        "texts_per_sample": (metadata.get("data") or {}).get("texts_per_sample", 1),
         "versions": metadata["versions"],
         "created": metadata.get("created"),
     }

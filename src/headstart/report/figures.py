@@ -6,13 +6,17 @@ when the theme changes. A name of a class, a file or a run is text: plotly would
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
+from functools import partial
 from typing import Any
 
 from headstart.report.facts import plain
 
 Figure = dict[str, Any]
+
+# Plotly reads tags and the entities that stand for < > &, and no others.
+escape = partial(html.escape, quote=False)
 
 _NUM_COLORS = 8
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
@@ -100,15 +104,25 @@ def confusion_figure(facts: Mapping[str, Any]) -> Figure:
     names, matrix = facts["class_names"], facts["scores"]["confusion_matrix"]
     totals = [max(1, sum(row)) for row in matrix]
     shares = [[count / total for count in row] for row, total in zip(matrix, totals, strict=True)]
-    hover = [
-        [
-            f"{escape(true)} predicted as {escape(predicted)}: {count:,}<br>{share:.1%} of {escape(true)}"
-            for predicted, count, share in zip(names, counts, row, strict=True)
-        ]
-        for true, counts, row in zip(names, matrix, shares, strict=True)
-    ]
+    hover: dict[str, Any] = {
+        "hoverinfo": "text",
+        "hovertext": [
+            [
+                f"{escape(true)} predicted as {escape(predicted)}: {count:,}<br>{share:.1%} of {escape(true)}"
+                for predicted, count, share in zip(names, counts, row, strict=True)
+            ]
+            for true, counts, row in zip(names, matrix, shares, strict=True)
+        ],
+    }
+    if len(names) > _MOST_TICKS:  # a text for each cell grows with the square of the classes
+        axis = [escape(name) for name in names]
+        hover = {
+            "x": axis,
+            "y": axis,
+            "hovertemplate": "%{z:.1%} of %{y} predicted as %{x}<extra></extra>",
+        }
     trace: dict[str, Any] = {
-        "type": "heatmap", "z": shares, "zmin": 0, "zmax": 1, "hoverinfo": "text", "hovertext": hover, "xgap": 1, "ygap": 1,
+        "type": "heatmap", "z": shares, "zmin": 0, "zmax": 1, **hover, "xgap": 1, "ygap": 1,
         "colorscale": [[0, "var(--cell-low)"], [1, "var(--cell-high)"]], "showscale": len(names) > _MOST_NUMBERS,
         "colorbar": {"tickformat": ".0%", "thickness": 12, "outlinewidth": 0, "tickfont": {"color": "var(--ink)"}},
     }  # fmt: skip

@@ -92,5 +92,4 @@ def what_it_takes(model: Classifier, metadata: Mapping[str, Any]) -> Takes:
     """
     if isinstance(model, ImageClassifier):
         return "photos"
-    columns = (metadata.get("data") or {}).get("text_columns") or []
-    return "pairs" if len(columns) == 2 else "texts"
+    return "pairs" if (metadata.get("data") or {}).get("texts_per_sample", 1) == 2 else "texts"

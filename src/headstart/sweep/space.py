@@ -187,7 +187,7 @@ def space_of(
     Example:
         >>> space = space_of("images", backbones=["efficientnet_lite0"], plans=["fine_tune"], ranges={})
         >>> print(space.plans["fine_tune"]["lr"])
-        2e-05 to 0.002, first 0.0002
+        5e-05 to 0.005, first 0.0005
     """
     known = [HEAD, FINE_TUNE, *PLANS]
     for option, names in {"--plan": plans, "--backbone": backbones}.items():

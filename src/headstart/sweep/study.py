@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 State = Literal["complete", "pruned", "failed", "cut"]
 
+# Seconds that a connection waits for another one's change.
+_LOCK_TIMEOUT = 60.0
 _NAME = "headstart sweep"
 _ENDED = "ended"  # where the end is kept; a trial that failed without one was cut
 # Trials that are drawn at random before the estimator proposes: it has little to go by until then.
@@ -56,6 +59,12 @@ class Trial:
     seconds: float | None
     validations: tuple[float, ...] = ()
     reason: str | None = None
+
+
+def _close(storage: Any) -> None:
+    """Close the connections to a study's file."""
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 class Study:
@@ -140,7 +149,12 @@ class Study:
                 # One write to the disk for each change in place of three; it holds where a process is killed.
                 connection.execute("PRAGMA journal_mode=WAL")
             connection.close()
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
+
+            def connect() -> sqlite3.Connection:  # not by a URL: a name with a question mark would end in it
+                return sqlite3.connect(path, timeout=_LOCK_TIMEOUT, check_same_thread=False)
+
+            storage = optuna.storages.RDBStorage(f"sqlite:///{path.name}", engine_kwargs={"creator": connect})
+            weakref.finalize(self, _close, storage)
             direction = "minimize" if self.sign < 0 else "maximize"
             return optuna.create_study(
                 storage=storage, study_name=_NAME, direction=direction, load_if_exists=not is_new
