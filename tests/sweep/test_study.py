@@ -118,11 +118,12 @@ def test_a_folder_may_have_any_name_and_the_file_is_closed_with_the_study(tmp_pa
     assert [each.name for each in tmp_path.iterdir()] == [folder.name]
     assert open_study(folder).num_finished == 2
     if Path("/proc/self/fd").is_dir():
-        assert any("sweep.db" in file for file in open_files())
+        assert open_files(folder)
         del study
         gc.collect()
-        assert not any("sweep.db" in file for file in open_files())
+        assert not open_files(folder)
 
 
-def open_files():
-    return [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+def open_files(folder):
+    links = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    return [each for each in links if each.startswith(str(folder))]

@@ -10,7 +10,7 @@ import math
 import sqlite3
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -145,10 +145,9 @@ class Study:
         optuna = self._optuna
         is_new = not path.exists()
         try:
-            with sqlite3.connect(path) as connection:
+            with closing(sqlite3.connect(path)) as connection:
                 # One write to the disk for each change in place of three; it holds where a process is killed.
                 connection.execute("PRAGMA journal_mode=WAL")
-            connection.close()
 
             def connect() -> sqlite3.Connection:  # not by a URL: a name with a question mark would end in it
                 return sqlite3.connect(path, timeout=_LOCK_TIMEOUT, check_same_thread=False)
