@@ -238,13 +238,13 @@ def split(samples: list, per_class: int | None, seed: int) -> dict[str, list]:
 
 def split_by_headstart(table: Path, cell: dict, seed: int) -> dict[str, list]:
     """Give the rows that `headstart fit` trains on, and those it validates on."""
-    from headstart.cli import fit
+    from headstart.cli import set_up
     from headstart.cli.options import parse
 
     options = parse(
         [str(table), "--out", str(table.with_suffix("")), "--seed", str(seed), *fractions(cell)]
     ).options
-    samples = fit.open_data(options).prepare()._prepared.samples
+    samples = set_up.open_data(options).prepare()._prepared.samples
     return {part: [(each.value, each.label) for each in samples[part]] for part in ("train", "val")}
 
 

@@ -53,16 +53,16 @@ def run_auto(*, folder: str, options: list[str], test: dict) -> dict:
     """Run `headstart fit` with its plan `auto`; give test accuracies of what it kept, its head alone, and its fine-tuned model."""
     from headstart import seed_everything
     from headstart.auto import HEAD, TUNED
-    from headstart.cli import auto, curves, fit
+    from headstart.cli import auto, curves, set_up
     from headstart.cli.options import parse
     from headstart.cli.run_folder import RunFolder
     from headstart.deferred import Reuse
 
     settings = replace(parse(options).options, report=False)  # the peers make none
-    data = fit.open_data(settings).prepare()
+    data = set_up.open_data(settings).prepare()
     begun = time.process_time()
     seed_everything(settings.seed, verbose=False)
-    model = fit.make_model(settings, data)
+    model = set_up.make_model(settings, data)
     run = RunFolder(Path(folder))
     run.begin(settings, data)
     reuse = Reuse(directory=run.features, say=lambda line: None)

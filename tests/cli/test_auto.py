@@ -13,7 +13,7 @@ import torch
 from headstart import auto
 from headstart.artefact import load_artefact, read_metadata
 from headstart.choice import choose, expected_optimism
-from headstart.cli import fit
+from headstart.cli import fit, set_up
 from headstart.errors import MisconfigurationError
 from headstart.plan import Phase, Plan
 
@@ -60,7 +60,7 @@ def test_the_artefact_holds_the_choice_and_the_calibration(finished, solar_cells
     assert calibration["temperature"] > 0
     # What was saved is what was judged: its predictions on the validation part are the candidate's, at that temperature.
     model = load_artefact(finished[0])
-    data = fit.open_data(fit.parse([str(solar_cells), "--out", "x"]).options).prepare()
+    data = set_up.open_data(fit.parse([str(solar_cells), "--out", "x"]).options).prepare()
     data.eval_transform = model.preprocessing.eval_transform()
     logits, targets = auto.outputs_of(model, data.val_dataloader(), accelerator="cpu")
     assert float((logits.argmax(1) == targets).double().mean()) == pytest.approx(kept["accuracy"]["value"])

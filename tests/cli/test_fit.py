@@ -14,7 +14,7 @@ from PIL import Image
 
 from headstart.artefact import load_artefact, read_metadata
 from headstart.checkpoint import read_checkpoint
-from headstart.cli import fit
+from headstart.cli import fit, set_up
 from headstart.cli.main import main
 from headstart.errors import DataError, HeadstartError, MisconfigurationError
 
@@ -270,7 +270,7 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_begins_again(
 
     arguments = [str(solar_cells), "--out", str(tmp_path / "run"), *small_settings, "--epochs", "1"]
     options = parse(arguments).options
-    RunFolder(tmp_path / "run").begin(options, fit.open_data(options))
+    RunFolder(tmp_path / "run").begin(options, set_up.open_data(options))
     assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), "--resume"]) == 0
     assert "it begins from its start" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "headstart.json").read_text())["metrics"]["best_epoch"] == 0

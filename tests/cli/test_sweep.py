@@ -19,7 +19,7 @@ import pytest
 
 from headstart.artefact import load_artefact, read_metadata
 from headstart.choice import Candidate, p_values_to_best
-from headstart.cli import fit, sweep
+from headstart.cli import fit, set_up, sweep
 from headstart.cli.main import main
 from headstart.cli.sweep_options import parse
 from headstart.data import ClassificationData
@@ -85,7 +85,7 @@ def start(tmp_path):
 def test_a_sample_goes_through_each_backbone_once_in_the_whole_sweep_and_the_test_part_once_at_its_end(
     solar_cells, untrained, tmp_path, monkeypatch
 ):
-    make_model, test_loader, try_one = fit.make_model, ClassificationData.test_dataloader, sweep._try_one
+    make_model, test_loader, try_one = set_up.make_model, ClassificationData.test_dataloader, sweep._try_one
     num_rows, tried, tests, recorded = Counter(), [], [], []
 
     def counted(options, data):
@@ -104,7 +104,7 @@ def test_a_sample_goes_through_each_backbone_once_in_the_whole_sweep_and_the_tes
         tests.append(len(tried))
         return test_loader(self)
 
-    monkeypatch.setattr(fit, "make_model", counted)
+    monkeypatch.setattr(set_up, "make_model", counted)
     monkeypatch.setattr(sweep, "_try_one", remembered)
     monkeypatch.setattr(ClassificationData, "test_dataloader", looked_at)
     plans = ("--plan", "head", "--plan", "linear_probe", "--backbone", LITE0, "--backbone", untrained)
@@ -169,7 +169,7 @@ def test_the_best_trial_is_a_run(swept, solar_cells, capsys):
     assert metrics["test"]["num_samples"] == 6
     # It predicts what it was judged by, at its temperature.
     model = load_artefact(best)
-    data = fit.open_data(fit.parse([str(solar_cells), "--out", "x"]).options).prepare()
+    data = set_up.open_data(fit.parse([str(solar_cells), "--out", "x"]).options).prepare()
     data.set_preprocessing(model.preprocessing)
     from headstart import auto
 

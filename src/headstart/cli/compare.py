@@ -101,10 +101,10 @@ def run(arguments: list[str]) -> int:
     request = _parser().parse_args(arguments)
     _check(request)
 
-    from headstart.cli import fit, output
+    from headstart.cli import output, set_up
 
     options = _fit_options(request)
-    data = fit.open_data(options)
+    data = set_up.open_data(options)
     for line in data.prepare().report.lines():
         print(line, file=sys.stderr)
     check_counts(data)
@@ -264,14 +264,14 @@ def _attempt(name: str, failed: dict[str, str]) -> Iterator[None]:
 def _measure(options: FitOptions, data: ClassificationData) -> Compared:
     """Compute the features of the training part, and what they say without a head."""
     from headstart import auto, freezing
-    from headstart.cli import fit, output
+    from headstart.cli import output, set_up
     from headstart.deferred import Reuse
     from headstart.seed import seed_everything
     from headstart.transferability import h_score, log_me
 
     assert options.backbone is not None
     seed_everything(options.seed, verbose=False)
-    model: Classifier = fit.make_model(options, data)
+    model: Classifier = set_up.make_model(options, data)
     reuse = Reuse(directory=options.features)  # as in `headstart fit`, which then finds what is kept
     freezing.freeze(model.backbone)
     begun = monotonic()

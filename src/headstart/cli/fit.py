@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from headstart.cli.options import FitOptions, Request, parse
 from headstart.errors import HeadstartError
@@ -16,18 +16,12 @@ if TYPE_CHECKING:
     from headstart.cli.ending import Job
     from headstart.cli.phases import PhaseRecord
     from headstart.cli.run_folder import RunFolder
-    from headstart.data import ClassificationData
     from headstart.deferred import Reuse
-    from headstart.plan import Plan
     from headstart.tasks import Classifier
 
 _INTERRUPTED = 130
 
-# Macro-F1, as the result is judged by it too; the loss may grow from overconfidence while predictions get better.
-_MONITOR: str = "val_f1"
 
-# Of an optimizer whose plan says the rates.
-_LR = 1e-3
 # A language model forgets what it knows at the rates at which an image model is finetuned.
 _BACKBONE_LR_OF_TEXT = 2e-5
 _BACKBONE_LR_RATIO_OF_IMAGES = 0.1
@@ -94,6 +88,7 @@ def _fit(request: Request, *, command: str) -> int:
     from headstart.cli.arguments import meet
     from headstart.cli.ending import Job, num_parameters
     from headstart.cli.run_folder import RunFolder, refuse_unequal_data
+    from headstart.cli.set_up import make_model, open_data
     from headstart.cli.story import Story
     from headstart.seed import seed_everything
 
@@ -180,61 +175,6 @@ def _by_auto(job: Job, request: Request) -> int:
     return 0
 
 
-# ---- data and model
-
-
-def open_data(options: FitOptions) -> ClassificationData:
-    """Give the data module for the data that the options name, not read yet.
-
-    Raises:
-        DataError: If there is no such data.
-        MisconfigurationError: If options are for the other kind of data.
-    """
-    from headstart.data.opening import open_data as open_source
-
-    data = open_source(
-        options.data,
-        text_columns=options.text_columns,
-        label_column=options.label_column,
-        batch_size=options.batch_size,
-        val_fraction=options.val_fraction,
-        test_fraction=options.test_fraction,
-        seed=options.seed,
-        num_workers=options.num_workers,
-    )
-    options.refuse_options_of_the_other_kind(data.kind, has_columns=data.has_columns)
-    return data
-
-
-def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
-    """Give the model for the data, and the data what the model's preprocessing does to its samples."""
-    import torch
-
-    from headstart.backbones import default_backbone
-    from headstart.data import ImageData
-    from headstart.tasks import ImageClassifier, TextClassifier, balanced_class_weights
-
-    is_balanced = options.class_weights == "balanced"
-    settings: dict[str, Any] = {
-        "class_names": data.class_names,
-        "lr": options.lr or _LR,
-        "weight_decay": options.weight_decay,
-        "class_weights": balanced_class_weights(data.class_counts) if is_balanced else None,
-    }
-    if data.kind == "images":
-        assert isinstance(data, ImageData)
-        backbone = options.backbone or default_backbone("images")
-        images = ImageClassifier(backbone, image_size=options.image_size, **settings)
-        data.set_preprocessing(images.preprocessing)
-        data.show_fixed_views(options.views, until_epoch=options.unfreeze_at_epoch or 0)
-        # Convolutions run faster in this order of memory: 1.6 times unfrozen, 1.3 frozen (EfficientNet-Lite0 on a CPU).
-        return images.to(memory_format=torch.channels_last)
-    backbone = options.backbone or default_backbone("text")
-    texts = TextClassifier(backbone, max_length=options.max_length, **settings)
-    data.set_preprocessing(texts.preprocessing)
-    return texts
-
-
 # ---- training
 
 
@@ -245,6 +185,7 @@ def _train(job: Job, *, resume: bool) -> tuple[PhaseRecord, bool]:
     from headstart.cli.curves import loggers_of
     from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
     from headstart.cli.phases import EarlyStoppingOnceUnfrozen, PhaseRecord
+    from headstart.cli.set_up import MONITOR, named_plan_of
     from headstart.export.adapters import keep_adapters
     from headstart.trainer import Trainer
 
@@ -256,12 +197,12 @@ def _train(job: Job, *, resume: bool) -> tuple[PhaseRecord, bool]:
         record,
         interrupt,
         LearningRateMonitor(logging_interval="epoch"),
-        *([EarlyStoppingOnceUnfrozen(_MONITOR, mode="max", patience=options.patience)] if is_thaw else []),
-        LiveView(monitor=_MONITOR, mode="max"),
+        *([EarlyStoppingOnceUnfrozen(MONITOR, mode="max", patience=options.patience)] if is_thaw else []),
+        LiveView(monitor=MONITOR, mode="max"),
         ModelCheckpoint(
             folder.last_checkpoint.parent,
             filename="best",
-            monitor=_MONITOR,
+            monitor=MONITOR,
             mode="max",
             save_last=True,
             enable_version_counter=False,
@@ -291,25 +232,6 @@ def _reuse(options: FitOptions, folder: RunFolder) -> Reuse | Literal[False]:
     if options.reuse_frozen == "off":
         return False
     return Reuse(setting=options.reuse_frozen, directory=options.features or folder.features)
-
-
-def named_plan_of(options: FitOptions) -> Plan:
-    """Give the plan of a name or a file; each phase ends with its best weights by validation.
-
-    Raises:
-        MisconfigurationError: If the file holds no plan.
-    """
-    from dataclasses import replace
-
-    from headstart.plan import Plan
-    from headstart.plans import named_plan
-
-    if options.plan.endswith((".yaml", ".yml")):
-        plan = Plan.from_yaml(options.plan)
-    else:
-        given = {"epochs": options.epochs, "lr": options.lr}
-        plan = named_plan(options.plan, **{name: value for name, value in given.items() if value is not None})
-    return plan if plan.monitor is not None else replace(plan, monitor=_MONITOR, mode="max")
 
 
 def _freezing(model: Classifier, options: FitOptions) -> list[Callback]:

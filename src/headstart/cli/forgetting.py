@@ -42,7 +42,7 @@ def look(model: Classifier, options: FitOptions) -> Look:
         MisconfigurationError: If it is of the other kind.
     """
     from headstart.backbones import ImagePreprocessing, TextPreprocessing
-    from headstart.cli.fit import open_data
+    from headstart.cli.set_up import open_data
     from headstart.data import ImageFolderData, TextTableData, detect_kind
     from headstart.errors import MisconfigurationError
 

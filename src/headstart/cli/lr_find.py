@@ -103,17 +103,17 @@ def _check_plot(path: Path) -> None:
 
 def _find(found: dict[str, Any], options: FitOptions) -> tuple[LRCurve, Plan]:
     from headstart.auto import quiet_trainer
-    from headstart.cli import fit
+    from headstart.cli import set_up
     from headstart.cli.arguments import device_settings
     from headstart.lr_finder import find_lr
     from headstart.seed import seed_everything
 
-    data = fit.open_data(options)
+    data = set_up.open_data(options)
     for line in data.prepare().report.lines():
         print(line)
     seed_everything(options.seed, verbose=False)
-    model = fit.make_model(options, data)
-    plan = _auto_plan(model, data, options) if options.plan == "auto" else fit.named_plan_of(options)
+    model = set_up.make_model(options, data)
+    plan = _auto_plan(model, data, options) if options.plan == "auto" else set_up.named_plan_of(options)
     trainer = quiet_trainer(plan=plan, reuse_frozen=_reuse(options), **device_settings(options))
     curve = find_lr(
         trainer, model, datamodule=data, phase=found["phase"], min_lr=found["min_lr"], max_lr=found["max_lr"],

@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
     request = parse(arguments)
     options = request.options
 
-    from headstart.cli import fit
+    from headstart.cli import set_up
     from headstart.cli.compare import check_counts
     from headstart.cli.sweep_folder import SweepFolder
     from headstart.signals import SIGTERMException
@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
 
     folder = SweepFolder(options.out)
     folder.check(request)
-    data = fit.open_data(options.fit_options())
+    data = set_up.open_data(options.fit_options())
     for line in data.prepare().report.lines():
         print(line)
     check_counts(data)
@@ -124,7 +124,7 @@ def _trials_of(options: SweepOptions, data: ClassificationData, folder: SweepFol
     """Give what tries settings; every backbone is loaded once, so that a name that is none costs no trial."""
     from pathlib import Path
 
-    from headstart.cli import fit
+    from headstart.cli import set_up
     from headstart.cli.arguments import device_settings
     from headstart.sweep.trial import Trials
 
@@ -134,7 +134,7 @@ def _trials_of(options: SweepOptions, data: ClassificationData, folder: SweepFol
         changed: dict[str, Any] = {"backbone": backbone}
         if weight_decay is not None:
             changed["weight_decay"] = weight_decay
-        return fit.make_model(replace(base, **changed), data)
+        return set_up.make_model(replace(base, **changed), data)
 
     for name in space.backbones:
         make_model(name)
