@@ -159,9 +159,11 @@ class Choice:
     def reason(self) -> str:
         """Why the chosen one was chosen, in a sentence."""
         intervals = f"{self.num_samples} validation samples, {self.confidence * 100:g} % intervals"
-        metric = self.metric.replace("_", " ")
+        metric = {"macro_f1": "macro-F1"}.get(self.metric, self.metric.replace("_", " "))
         if self.chosen == self.best:
-            return f"* {self.chosen}: the best by {metric}, and nothing cheaper is as good ({intervals})."
+            is_cheapest = self.chosen == min(self.candidates, key=lambda each: each.cost).name
+            rest = "" if is_cheapest else ", and nothing cheaper is as good"
+            return f"* {self.chosen}: the best by {metric}{rest} ({intervals})."
         return (
             f"* {self.chosen}: the cheapest that is not shown to be worse than {self.best}, "
             f"the best by {metric} ({intervals})."

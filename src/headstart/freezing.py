@@ -427,8 +427,14 @@ def _inside(name: str, outer: str) -> bool:
     return not outer or name == outer or name.startswith(f"{outer}.")
 
 
+# Groups, and rates, that a row of an audit names each.
+_MOST_JOINED = 4
+
+
 def _joined(values: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(values))
+    """Give different values, or the first and the last where they are many."""
+    found = list(dict.fromkeys(values))
+    return ", ".join(found) if len(found) <= _MOST_JOINED else f"{found[0]} to {found[-1]}"
 
 
 def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:

@@ -76,6 +76,9 @@ def test_a_name_that_nothing_answers_to_is_an_error(inspect):
     code, _, text = inspect("resnet18")
     assert code == 1
     assert "Did you mean 'torchvision:resnet18'?" in text
+    code, _, text = inspect("lp_fft")
+    assert code == 1
+    assert "neither a file nor a backbone nor a plan 'lp_fft'. Did you mean 'lp_ft'?" in text
 
 
 def test_a_file_without_weights_is_an_error(tmp_path, inspect):
@@ -92,7 +95,7 @@ def test_a_checkpoint_says_what_it_holds(cell_run, inspect):
     assert "progress epoch 4, global_step 20; 4 batches of it are done" in lines
     assert "sealed and checked: every byte is as it was written" in lines
     assert "trains 3,373,570 values in 149 tensors" in lines
-    assert "optimizer 0, group 0 2,562 values in 2 parameters, lr 0.001, weight decay 0.01" in lines
+    assert "optimizer 0, group 0 2,562 values in 2 tensors, lr 0.001, weight decay 0.01" in lines
     assert "optimizer_states 27 MB" in lines  # two moments for each value of four bytes
     assert "callback ModelCheckpoint best_model_score 0." in lines
     assert "callback PhaseRecord keeps phases, epochs" in lines
@@ -163,7 +166,8 @@ def test_a_checkpoint_in_parts_is_checked_and_shown(tmp_path, inspect, headstart
 def test_a_file_of_safetensors_is_shown_by_its_header(cell_run, tmp_path, inspect):
     code, rows, text = inspect(cell_run / "model.safetensors")
     assert code == 0
-    assert rows["head"] == ["head", "2", "2,562"]
+    assert rows["head.weight"][:3] == ["head.weight", "1", "2,560"]
+    assert "2 x 1280, F32" in text
     assert "296 with 3,415,635 values" in text
     (tmp_path / "cut.safetensors").write_bytes((cell_run / "model.safetensors").read_bytes()[:1000])
     code, _, text = inspect(tmp_path / "cut.safetensors")
@@ -313,3 +317,14 @@ def test_a_folder_of_another_kind_is_an_error_that_says_what_it_holds(tmp_path, 
     assert "is a folder that holds 0.png, 1.png, 2.png, 3.png, 4.png and 2 more; expected a RUN" in text
     assert "There is no file 'gone.ckpt'" in inspect("gone.ckpt")[2]
     assert "The plan 'auto' depends on the data" in inspect("auto")[2]
+
+
+def test_many_groups_stand_in_one_row(tmp_path, inspect):
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(9)))
+    groups = [{"params": [*layer.parameters()], "lr": 10.0**-number} for number, layer in enumerate(net)]
+    optimizer = torch.optim.SGD(groups)
+    torch.save(
+        {"state_dict": net.state_dict(), "optimizer_states": [optimizer.state_dict()]}, tmp_path / "a.ckpt"
+    )
+    _, _, text = inspect(tmp_path / "a.ckpt")
+    assert "9 groups with 18 tensors, lr 1e-08 to 1; --json lists them" in " ".join(text.split())

@@ -14,7 +14,8 @@ from headstart.backbones.timm_models import LITE0, load_efficientnet_lite0, load
 from headstart.backbones.torchvision_models import load_torchvision
 from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean
 
-_PACKAGED: dict[str, Callable[..., Backbone]] = {LITE0: load_efficientnet_lite0, MINILM: load_minilm}
+#: Those whose weights come as a package.
+PACKAGED: dict[str, Callable[..., Backbone]] = {LITE0: load_efficientnet_lite0, MINILM: load_minilm}
 _LIBRARIES: dict[str, Callable[..., Backbone]] = {
     "timm": load_timm,
     "torchvision": load_torchvision,
@@ -50,8 +51,8 @@ def load_backbone(name: str, *, pretrained: bool = True) -> Backbone:
     if file and pretrained:
         settings["weights"] = file
     # Before the folders: a run that was written to `./minilm` must not hide the packaged network.
-    if network in _PACKAGED:
-        backbone = _PACKAGED[network](**settings)
+    if network in PACKAGED:
+        backbone = PACKAGED[network](**settings)
         backbone.name = name
         return backbone
     if Path(name).is_dir():
@@ -123,7 +124,7 @@ def _nearest(network: str) -> str:
     if separator:
         near = did_you_mean(library, _LIBRARIES)
         return near and near.replace("'?", f":{model_name}'?")
-    candidates = list(_PACKAGED)
+    candidates = list(PACKAGED)
     # Someone who writes 'resnet18' most likely means one of these libraries'.
     if find_spec("torchvision"):
         from torchvision import models

@@ -385,7 +385,7 @@ def _notes(ranked: Sequence[Compared], cut: Sequence[Compared]) -> list[str]:
     as_good = [f"{each.name} (p = {each.p_value:.2g})" for each in others if (each.p_value or 0) >= _LEVEL]
     how = f"McNemar's test on the same samples, level {_LEVEL}"
     if not others:
-        line = f"* {best.name}: the only one with a probe."
+        line = f"* {best.name}: the only one that was probed."
     elif not as_good:
         line = f"* {best.name}: the best; all others are shown to be worse ({how})."
     else:

@@ -128,6 +128,7 @@ def _fit(request: Request, *, command: str) -> int:
 
 def _by_plan(job: Job, request: Request) -> int:
     from headstart.cli import ending, output
+    from headstart.cli.set_up import named_plan_of
 
     options, folder = job.options, job.folder
     if options.report:
@@ -135,7 +136,11 @@ def _by_plan(job: Job, request: Request) -> int:
 
         job.story.findings = look_at_data(job.model, job.data, options, reuse=job.reuse)
     record, was_interrupted = _train(job, resume=request.resume)
-    best_epoch = _restore_best(job.model, folder) if options.plan == "thaw" else None
+    if options.plan == "thaw":
+        best_epoch = _restore_best(job.model, folder)
+    else:  # a plan puts back the best weights of its last phase
+        plan = named_plan_of(options)
+        best_epoch = record.best_epoch(plan.monitor, plan.mode)
     if was_interrupted and not record.phases:
         print("Interrupted before anything was learned: nothing is saved.")
         return _INTERRUPTED
@@ -185,13 +190,18 @@ def _train(job: Job, *, resume: bool) -> tuple[PhaseRecord, bool]:
     from headstart.cli.curves import loggers_of
     from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
     from headstart.cli.phases import EarlyStoppingOnceUnfrozen, PhaseRecord
-    from headstart.cli.set_up import MONITOR, named_plan_of
+    from headstart.cli.set_up import MONITOR, named_plan_of, num_epochs_of_the_head_alone
+    from headstart.data import ImageData
     from headstart.export.adapters import keep_adapters
     from headstart.trainer import Trainer
 
     model, data, options, folder = job.model, job.data, job.options, job.folder
     record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
     is_thaw = options.plan == "thaw"
+    plan = None if is_thaw else named_plan_of(options)
+    num_frozen = options.unfreeze_at_epoch if plan is None else num_epochs_of_the_head_alone(plan, model)
+    if isinstance(data, ImageData):
+        data.show_fixed_views(options.views, until_epoch=num_frozen or 0)
     callbacks: list[Callback] = [
         *(_freezing(model, options) if is_thaw else []),
         record,
@@ -209,13 +219,13 @@ def _train(job: Job, *, resume: bool) -> tuple[PhaseRecord, bool]:
         ),
     ]
     trainer = Trainer(
-        plan=None if is_thaw else named_plan_of(options),
+        plan=plan,
         max_epochs=options.epochs if is_thaw else None,
         callbacks=callbacks,
         logger=loggers_of(folder, options.logger),
         log_every_n_steps=10,
         enable_model_summary=False,
-        reload_dataloaders_every_n_epochs=(options.unfreeze_at_epoch or 0) if model.kind == "images" else 0,
+        reload_dataloaders_every_n_epochs=(num_frozen or 0) if isinstance(data, ImageData) else 0,
         reuse_frozen=job.reuse,
         **device_settings(options),
     )

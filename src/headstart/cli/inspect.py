@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.errors import MisconfigurationError, UnknownNameError
+from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
     from headstart.cli.inspected import Inspected
@@ -90,6 +90,8 @@ def _kind_of(what: str, *, plans: list[str]) -> str:
         MisconfigurationError: If it is a file or folder of another kind.
         UnknownNameError: If there is no such file.
     """
+    from headstart.backbones.names import PACKAGED
+
     path = Path(what)
     if path.is_dir():
         return _kind_of_folder(path)
@@ -107,6 +109,8 @@ def _kind_of(what: str, *, plans: list[str]) -> str:
         )
     if "@" not in what and (path.suffix in {".ckpt", ".pth", ".pt", ".safetensors", ".yaml", ".yml", ".py"}):
         raise UnknownNameError(f"There is no file {what!r} (looked in {Path.cwd()}).")
+    if what not in PACKAGED and (near := did_you_mean(what, plans)):
+        raise UnknownNameError(f"There is neither a file nor a backbone nor a plan {what!r}.{near}")
     return "backbone"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import CheckpointError, UnknownNameError
+from headstart.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from headstart.cli.inspected import Inspected
     from headstart.tasks import Classifier
 
+# Groups of an optimizer that are shown each by itself.
+_MOST_GROUPS = 4
 # Of a callback's state, what says where it is.
 _TELLING = (
     "best_model_score", "best_model_path", "best_score", "wait_count", "stopped_epoch", "phase", "best",
@@ -123,9 +126,7 @@ def _facts(
         values |= {"trainable": trainable, "num_trainable": count}
     for number, state in enumerate(checkpoint.get("optimizer_states", [])):
         groups = _groups(state, loops.get("param_groups", []), number, weights)
-        facts += [
-            (f"optimizer {number}, group {index}", _group_line(group)) for index, group in enumerate(groups)
-        ]
+        facts += _group_facts(number, groups)
         values.setdefault("optimizers", []).append(groups)
     schedulers = [
         {name: each for name, each in state.items() if name in {"last_epoch", "_last_lr", "base_lrs"}}
@@ -172,9 +173,23 @@ def _groups(
 
 def _group_line(group: Mapping[str, Any]) -> str:
     name = f"{group['name']!r}: " if group["name"] else ""
-    counted = f"{group['num_values']:,} values in " if "num_values" in group else ""
+    values = f"{group['num_values']:,} values in " if "num_values" in group else ""
     decay = "" if group["weight_decay"] is None else f", weight decay {group['weight_decay']:g}"
-    return f"{name}{counted}{group['num_tensors']:,} parameters, lr {group['lr']}{decay}"
+    return f"{name}{values}{counted(group['num_tensors'], 'tensor')}, lr {group['lr']:.3g}{decay}"
+
+
+def _group_facts(number: int, groups: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Give a row for each group, or one for all where there are many, as with a rate for each block."""
+    if len(groups) <= _MOST_GROUPS:
+        return [
+            (f"optimizer {number}, group {index}", _group_line(group)) for index, group in enumerate(groups)
+        ]
+    rates = [float(group["lr"]) for group in groups]
+    line = (
+        f"{len(groups)} groups with {counted(sum(group['num_tensors'] for group in groups), 'tensor')}, "
+        f"lr {min(rates):.3g} to {max(rates):.3g}; --json lists them"
+    )
+    return [(f"optimizer {number}", line)]
 
 
 def _telling(state: Any) -> dict[str, Any]:

@@ -26,12 +26,10 @@ def inspect_weights(path: Path, *, depth: int) -> Inspected:
     from headstart.cli.inspected import Inspected, phrase, size_of
 
     shapes, types, metadata = _header(path)
-    rows: dict[str, list[int]] = {}
-    for name, shape in shapes.items():
-        row = rows.setdefault(".".join(name.split(".")[:-1][:depth]) or name, [0, 0])
-        row[0] += 1
-        row[1] += _product(shape)
-    num_values = sum(values for _, values in rows.values())
+    rows: dict[str, list[str]] = {}  # the tensors of each
+    for name in shapes:
+        rows.setdefault(".".join(name.split(".")[:depth]), []).append(name)
+    num_values = sum(map(_product, shapes.values()))
     counts = Counter(types.values())
     found = Inspected()
     facts = [
@@ -41,9 +39,13 @@ def inspect_weights(path: Path, *, depth: int) -> Inspected:
         *([("metadata", phrase(metadata))] if metadata else []),
     ]
     found.add_facts(str(path), facts)
-    width = max(map(len, [*rows, "module"]))
-    lines = [f"{'module':<{width}}  {'tensors':>7}  {'values':>13}"]
-    lines += [f"{prefix:<{width}}  {count:>7,}  {values:>13,}" for prefix, (count, values) in rows.items()]
+    width = max(map(len, [*rows, "name"]))
+    lines = [f"{'name':<{width}}  {'tensors':>7}  {'values':>13}  shape and type"]
+    for prefix, names in rows.items():
+        values = sum(_product(shapes[name]) for name in names)
+        alone = f"{' x '.join(map(str, shapes[names[0]])) or 'a number'}, {types[names[0]]}"
+        about = alone if len(names) == 1 else f"in {prefix}.*: --depth {depth + 1} shows more"
+        lines.append(f"{prefix:<{width}}  {len(names):>7,}  {values:>13,}  {about}")
     found.add_text("\n".join(lines))
     found.values = {
         "num_tensors": len(shapes),
@@ -51,10 +53,7 @@ def inspect_weights(path: Path, *, depth: int) -> Inspected:
         "types": dict(counts),
         "size": path.stat().st_size,
         "metadata": metadata,
-        "modules": [
-            {"name": prefix, "num_tensors": count, "num_parameters": values}
-            for prefix, (count, values) in rows.items()
-        ],
+        "tensors": [{"name": name, "shape": shape, "type": types[name]} for name, shape in shapes.items()],
     }
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from headstart import freezing
 from headstart.callback import Callback
@@ -53,6 +53,17 @@ class PhaseRecord(Callback):
         self.phases: list[Phase] = []
         self.epochs: list[dict[str, Any]] = []
         self._since: float | None = None  # up to when the time is in `phases`
+
+    def best_epoch(self, monitor: str | None, mode: Literal["min", "max"]) -> int | None:
+        """Give the epoch of the last phase with the best value, the first of equals; `None` where it was not recorded."""
+        last = self.phases[-1].name if self.phases else None
+        found: dict[int, float] = {
+            each["epoch"]: each[monitor] for each in self.epochs if each["phase"] == last and monitor in each
+        }
+        if not found:
+            return None
+        best = (max if mode == "max" else min)(found.values())
+        return next(epoch for epoch, value in found.items() if value == best)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

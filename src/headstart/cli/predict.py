@@ -65,6 +65,7 @@ def run(arguments: list[str]) -> int:
 
     metadata = read_metadata(options.run)
     model = load_artefact(options.run)
+    _refuse_the_other_kind(options, model.kind)
     dataset: Dataset[Any]
     if isinstance(model, ImageClassifier):
         samples, unreadable = _photos(options.files)
@@ -76,6 +77,13 @@ def run(arguments: list[str]) -> int:
         collate = TextCollate(model.preprocessing, labelled=False)
     for line in unreadable:
         print(f"headstart predict: {line}", file=sys.stderr)
+    if not samples and options.format == "table":
+        if not unreadable:
+            raise DataError(
+                f"There is nothing to predict in {', '.join(options.files)}: no photo and no text was found. Give photos or "
+                "folders of photos, or for a model of texts a table or a .txt file."
+            )
+        return 1
     predictions = _predict(model, dataset, samples, collate, options) if samples else []
     try:
         _write(predictions, options.format)
@@ -111,6 +119,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # ---- what is to be predicted
+
+
+def _refuse_the_other_kind(options: argparse.Namespace, kind: str) -> None:
+    """Refuse tables where a model judges photos, and photos where it judges texts."""
+    from headstart.data.images import is_image_name
+    from headstart.data.table import TABLE_SUFFIXES
+
+    for file in map(Path, options.files):
+        is_table = file.suffix.casefold() in {*TABLE_SUFFIXES, ".txt"}
+        if kind == "images" and is_table:
+            raise DataError(f"The model in {options.run} judges photos, and {file} holds text. Give photos.")
+        if kind == "text" and is_image_name(file):
+            raise DataError(
+                f"The model in {options.run} judges texts, and {file} is a photo. Give a table or a .txt file."
+            )
 
 
 def _photos(files: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

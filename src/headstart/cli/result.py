@@ -33,6 +33,7 @@ def result_of(
         "description": path / "headstart.json",
         "options": path / "run.yaml",
         "curves": folder.metrics_file,
+        "report": path / "report.html",
         "last_checkpoint": folder.last_checkpoint,
     }
     paths = {name: str(file) for name, file in files.items() if file.exists()}

@@ -60,7 +60,6 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
         backbone = options.backbone or default_backbone("images")
         images = ImageClassifier(backbone, image_size=options.image_size, **settings)
         data.set_preprocessing(images.preprocessing)
-        data.show_fixed_views(options.views, until_epoch=options.unfreeze_at_epoch or 0)
         # Convolutions run faster in this order of memory: 1.6 times unfrozen, 1.3 frozen (EfficientNet-Lite0 on a CPU).
         return images.to(memory_format=torch.channels_last)
     backbone = options.backbone or default_backbone("text")
@@ -86,3 +85,26 @@ def named_plan_of(options: FitOptions) -> Plan:
         given = {"epochs": options.epochs, "lr": options.lr}
         plan = named_plan(options.plan, **{name: value for name, value in given.items() if value is not None})
     return plan if plan.monitor is not None else replace(plan, monitor=MONITOR, mode="max")
+
+
+def num_epochs_of_the_head_alone(plan: Plan, model: Classifier) -> int:
+    """Give how many epochs a plan begins with in which nothing of the backbone changes, as far as the plan itself says.
+
+    Args:
+        plan: The plan.
+        model: What it trains.
+    """
+    from headstart.groups import layout_of
+
+    if plan.lora is not None:  # adapters train from the first step
+        return 0
+    layout, count = layout_of(model, backbone=plan.backbone), 0
+    for index, phase in enumerate(plan.phases):
+        is_head_alone = set(plan.state_at(layout, index).trainable) <= set(layout.head)
+        may_end_earlier = phase.steps is not None or phase.patience is not None
+        if not is_head_alone or phase.norms == "adapt" or phase.epochs is None:
+            break
+        if may_end_earlier and index + 1 < len(plan.phases):
+            break
+        count += phase.epochs
+    return count

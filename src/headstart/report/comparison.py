@@ -49,6 +49,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
         title=f"{len(ordered)} runs: headstart report",
         rows=rows,
         are_paired=are_paired,
+        have_same_classes=len({tuple(facts["class_names"]) for _, facts in runs}) == 1,
         classes=_classes(ordered),
     )
 

@@ -87,9 +87,14 @@ def _checksum(facts: dict[str, Any]) -> str:
 def _why_missing(run: Path) -> str:
     if not run.is_dir():
         return "there is no such folder. Give the RUN of `headstart fit ... --out RUN`."
+    if not (run / "run.yaml").is_file() and (run / "headstart.json").is_file():
+        return (
+            "it is a model alone, as a sweep keeps its best one: a report is made from what `headstart fit` finds out on its way. "
+            f"`headstart inspect {run}` tells what is known of it."
+        )
     if not (run / "run.yaml").is_file():
         return "it is no run (it has no run.yaml). Give the RUN of `headstart fit ... --out RUN`."
     return (
         f"there is no {FACTS_FILE} in it. The run did not come to its end, or ran with --report false: go on with "
-        f"`headstart fit DATA --out {run} --resume`, without --report false."
+        f"`headstart fit DATA --out {run} --resume --report true`."
     )

@@ -148,7 +148,7 @@ def what_was_done(facts: Mapping[str, Any]) -> str:
     }.get(facts["plan"], f"by the plan {facts['plan']}")
     return (
         f"{model['backbone']} ({model['num_parameters'] / 1e6:,.1f} million parameters) learned {len(facts['class_names']):,} "
-        f"classes from {data['part_sizes']['train']:,} {what} of {data['source']}: {plan}."
+        f"classes from {data['part_sizes']['train']:,} {what} in {data['source']}: {plan}."
     )
 
 

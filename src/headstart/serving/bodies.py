@@ -183,7 +183,8 @@ async def samples_of(
             for file in files:
                 await file.close()
     else:
-        raise RefusedError(415, f"The content type is {content_type[:80]!r}; expected {_EXPECTED[takes]}.")
+        what = f"content type is {content_type[:80]!r}" if content_type else "request names no content type"
+        raise RefusedError(415, f"The {what}; expected {_EXPECTED[takes]}.")
 
 
 _EXPECTED: dict[Takes, str] = {
@@ -240,6 +241,10 @@ def _json_samples(body: bytes, *, takes: Takes, limits: Limits) -> list[Any]:
     ):  # a complaint for each key would take more room than they do
         what = f"an object of {len(values):,} keys" if isinstance(values, dict) else type(values).__name__
         raise RefusedError(422, f"The JSON is {what}; expected {_EXPECTED[takes]}.")
+    (wanted,) = REQUESTS[takes].model_fields
+    if wanted not in values:
+        held = f"has {next(iter(values))[:40]!r}" if values else "is empty"
+        raise RefusedError(422, f"The JSON {held}; this model takes {takes}: expected {_EXPECTED[takes]}.")
     try:
         content = REQUESTS[takes].model_validate(values)
     except ValidationError as error:
