@@ -346,6 +346,29 @@ def test_parquet_and_arrow_files_are_read_by_what_is_in_them(tmp_path, monkeypat
         open_data(tmp_path / "saved").prepare()
 
 
+def test_files_named_for_parts_as_the_hub_names_them_are_those_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    texts = {
+        "train-00000-of-00002": range(12),
+        "train-00001-of-00002": range(12, 20),
+        "validation-00000-of-00001": range(20, 26),
+        "test-00000-of-00001": range(26, 30),
+    }
+    for name, numbers in texts.items():
+        rows = {"text": [f"text {n}" for n in numbers], "label": [NAMES[n % 2] for n in numbers]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "hub" / f"{name}.parquet")
+    data = ready(open_data(tmp_path / "hub"))
+    assert data.report.part_sizes == {"train": 20, "val": 6, "test": 4}
+    assert [text for text, _ in data.train_set] == [f"text {n}" for n in range(20)]
+    assert [text for text, _ in data.val_set] == [f"text {n}" for n in range(20, 26)]
+    assert [text for text, _ in data.test_set] == [f"text {n}" for n in range(26, 30)]
+    (tmp_path / "hub" / "test-00000-of-00001.parquet").rename(tmp_path / "hub" / "more.parquet")
+    with pytest.raises(
+        DataError, match=r"some files are named for a part \(train, val\) and some are not \(more"
+    ):
+        open_data(tmp_path / "hub").prepare()
+
+
 def test_without_the_library_the_command_to_install_it_is_named(tmp_path, monkeypatch):
     datasets.Dataset.from_dict({"text": ["one"], "label": ["a"]}).save_to_disk(tmp_path / "saved")
     monkeypatch.setitem(sys.modules, "datasets", None)

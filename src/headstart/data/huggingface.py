@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.columns import choose_label_column, choose_text_columns
-from headstart.data.records import PARTS, Part, RecordData, Records, label_as_text
+from headstart.data.records import PARTS, Part, RecordData, Records, files_by_part, label_as_text
 from headstart.errors import DataError, MisconfigurationError, missing_dependency
 
 _FILES = {".arrow": "arrow", ".parquet": "parquet"}
@@ -17,8 +17,8 @@ class HuggingFaceData(RecordData):
     """Images or texts of a dataset of the library `datasets`.
 
     Rows stay where they are, mapped into memory, and are read one at a time. The parts `train`, `validation` and `test` are
-    taken as they are; a dataset without parts is split by class and row. Classes have the names that the column of labels
-    knows.
+    taken as they are, those of files named `train-...`, `validation-...` and `test-...` too; a dataset without parts is split
+    by class and row. Classes have the names that the column of labels knows.
 
     Args:
         source: A folder that `save_to_disk` made, an `.arrow` or `.parquet` file, a folder of those; or a `Dataset` or
@@ -58,18 +58,23 @@ class HuggingFaceData(RecordData):
 
     def _load(self) -> Any:
         datasets = import_datasets()
-        files = [self.source] if self.source.is_file() else sorted(self.source.glob("*"))
-        data_files = [str(path) for path in files if path.suffix in _FILES]
+        found = [self.source] if self.source.is_file() else sorted(self.source.glob("*"))
+        files = [path for path in found if path.suffix in _FILES]
         is_saved = is_saved_dataset(self.source)
-        kinds = {_FILES[Path(path).suffix] for path in data_files}
+        kinds = {_FILES[path.suffix] for path in files}
         if not is_saved and len(kinds) != 1:
             raise DataError(
                 f"{self.source} holds {'both' if kinds else 'no'} .arrow and .parquet files: expected those of one kind."
             )
+        # To the library "all" is no name of a part: what has none is its train.
+        by_part = {} if is_saved else files_by_part(files, source=self.source)
+        is_whole = "all" in by_part
+        data_files = {"train" if is_whole else part: list(map(str, each)) for part, each in by_part.items()}
         try:
             if is_saved:
                 return datasets.load_from_disk(str(self.source))
-            return datasets.load_dataset(kinds.pop(), data_files=data_files, split="train")
+            loaded = datasets.load_dataset(kinds.pop(), data_files=data_files)
+            return loaded["train"] if is_whole else loaded
         except Exception as error:  # the library raises what the file formats below it do
             raise DataError(
                 f"{self.source} cannot be read by the library datasets: {type(error).__name__}: {error}. Was it copied whole?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,35 @@ PARTS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+
+
+def files_by_part(files: Sequence[Path], *, source: Path) -> dict[str, list[Path]]:
+    """Give files by the part that their names begin with (`train-000.tar`); all under `"all"` where none is of train.
+
+    Args:
+        files: The files.
+        source: What they were found by, for the message.
+
+    Raises:
+        DataError: If some are named for a part and some are not.
+
+    Example:
+        >>> found = files_by_part([Path("train-0.parquet"), Path("validation-0.parquet")], source=Path("saved"))
+        >>> {part: [file.name for file in files] for part, files in found.items()}
+        {'train': ['train-0.parquet'], 'val': ['validation-0.parquet']}
+    """
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        name = re.split(r"[-_.]", file.name.casefold())[0]
+        found.setdefault(PARTS.get(name, "all"), []).append(file)
+    if "all" in found and len(found) > 1:
+        raise DataError(
+            f"{source}: some files are named for a part ({', '.join(sorted(set(found) - {'all'}))}) and some are not "
+            f"({found['all'][0].name}). Name all of them train-..., val-... or test-..., or none."
+        )
+    if "train" not in found:
+        return {"all": list(files)}
+    return {part: found[part] for part in ("train", "val", "test") if part in found}
 
 
 class Records(ABC):

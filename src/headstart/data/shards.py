@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from headstart.data.images import IMAGE_SUFFIXES
-from headstart.data.records import PARTS, Part, RecordData, Records, label_as_text
+from headstart.data.records import Part, RecordData, Records, files_by_part, label_as_text
 from headstart.data.report import SetAside
 from headstart.errors import DataError
 
@@ -47,24 +47,8 @@ class WebDatasetData(RecordData):
         super().__init__(source, **settings)
 
     def _open(self) -> list[Part]:
-        by_part: dict[str, list[Path]] = {}
-        shards = find_shards(self.source)
-        for shard in shards:
-            name = re.split(r"[-_.]", shard.name.casefold())[0]
-            by_part.setdefault(PARTS.get(name, "all"), []).append(shard)
-        if "all" in by_part and len(by_part) > 1:
-            raise DataError(
-                f"{self.source}: some files are named for a part ({', '.join(sorted(set(by_part) - {'all'}))}) and some are not "
-                f"({by_part['all'][0].name}). Name all of them train-..., val-... or test-..., or none."
-            )
-        if "all" not in by_part and "train" not in by_part:
-            by_part = {"all": shards}
-        return [
-            Part(name, Shards(files, set_aside=self._found_early))
-            for name, files in sorted(
-                by_part.items(), key=lambda item: ["all", "train", "val", "test"].index(item[0])
-            )
-        ]
+        by_part = files_by_part(find_shards(self.source), source=self.source)
+        return [Part(name, Shards(files, set_aside=self._found_early)) for name, files in by_part.items()]
 
 
 def find_shards(source: Path) -> list[Path]:
