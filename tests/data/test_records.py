@@ -8,6 +8,8 @@ import pickle
 import resource
 import sys
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -413,6 +415,34 @@ def test_a_dataset_of_ones_own_is_read_and_a_sample_that_raises_set_aside():
     assert sorted(seen(parts.val_dataloader())) == sorted(
         (to_tensor(picture(n)).numpy().tobytes(), n % 2) for n in range(4)
     )
+
+
+class OneFile:
+    """A dataset that seeks in a file that it holds open, as torch allows."""
+
+    def __init__(self, file, count):
+        self.file, self.count, self.threads = file, count, set()
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        self.threads.add(threading.get_ident())
+        self.file.seek(100 * number)
+        time.sleep(0)  # another thread may seek now
+        return self.file.read(100).decode().strip(), number % 2
+
+
+def test_a_dataset_of_ones_own_is_read_in_the_calling_thread_alone(tmp_path):
+    path = tmp_path / "texts"
+    path.write_text("".join(f"text {number}".ljust(100) for number in range(400)))
+    with path.open("rb") as file:
+        dataset = OneFile(file, 400)
+        assert DatasetData(dataset, class_names=NAMES).report.num_samples == 400
+    assert dataset.threads == {threading.get_ident()}
+    # What is the content of image files is decoded elsewhere, in its order.
+    data = DatasetData([(content(n) if n != 150 else b"?", n % 2) for n in range(200)], class_names=NAMES)
+    assert list(map(str, data.report.set_aside)) == ["train, sample 150: not an image"]
 
 
 def test_a_stream_gives_the_parts_that_the_same_samples_with_numbers_give(tmp_path):

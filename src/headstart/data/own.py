@@ -25,8 +25,8 @@ class DatasetData(RecordData):
     a time.
 
     An image is a PIL image or the content of an image file; a pair of texts is a tuple; a label is a name, or a number (into
-    `class_names` where they are given). Each sample is read once up front; one that raises is set aside. Samples must not be
-    augmented: the model's preprocessing does that.
+    `class_names` where they are given). Each sample is read once up front, in the thread that asks, as torch does; one that
+    raises is set aside. Samples must not be augmented: the model's preprocessing does that.
 
     Args:
         train: The dataset to train on; without `val`, and without `test`, they are cut from it.
@@ -98,6 +98,9 @@ def has_index(dataset: Any) -> bool:
 
 class _Items(Records):
     """The samples of a dataset of one's own."""
+
+    # torch reads a dataset in one thread, and so it may seek in a file that it holds open.
+    may_be_read_by_threads = False
 
     def __init__(self, dataset: Any, name: str) -> None:
         self._dataset = dataset

@@ -6,9 +6,11 @@ import io
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.pool import ThreadPool
+from functools import partial
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,9 +76,11 @@ class Records(ABC):
 
     Attributes:
         kind: What a sample is.
+        may_be_read_by_threads: Whether several may call `read` at a time.
     """
 
     kind: Kind
+    may_be_read_by_threads = True
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -328,17 +332,33 @@ class RecordData(ImageData):
 
 def _check(records: Records) -> Iterator[str | None]:
     """Give for each sample the reason why it cannot be used, or `None`; each is read, images are decoded on several threads."""
-    threads = min(8, (os.cpu_count() or 1) + 1)
-    with truncated_is_an_error(), ThreadPool(threads) as pool:
-        yield from pool.imap(lambda number: _why_unusable(records, number), range(len(records)), chunksize=16)
+    num_threads = min(8, (os.cpu_count() or 1) + 1)
+    numbers = range(len(records))
+    with truncated_is_an_error(), ThreadPool(num_threads) as pool:
+        if records.may_be_read_by_threads:
+            yield from pool.imap(lambda number: _read(records, number)(), numbers, chunksize=16)
+            return
+        # Not `imap`, which would read in a thread of its own, and all that there is.
+        waiting: deque[AsyncResult[str | None]] = deque()
+        for number in numbers:
+            waiting.append(pool.apply_async(_read(records, number)))
+            if len(waiting) > 2 * num_threads:
+                yield waiting.popleft().get()
+        yield from (each.get() for each in waiting)
 
 
-def _why_unusable(records: Records, number: int) -> str | None:
+def _read(records: Records, number: int) -> Callable[[], str | None]:
+    """Read a sample; give what says why it cannot be used, or `None`, which is work of its own: an image is decoded."""
     try:
         found = records.read(number)
     except Exception as error:  # noqa: BLE001 (whatever the code behind a dataset raises)
-        return f"cannot be read: {type(error).__name__}: {error}"
-    if records.kind == "images":
+        reason = f"cannot be read: {type(error).__name__}: {error}"
+        return lambda: reason
+    return partial(_why_unusable, found, records.kind)
+
+
+def _why_unusable(found: Any, kind: Kind) -> str | None:
+    if kind == "images":
         if isinstance(found, bytes):
             return why_unreadable(io.BytesIO(found))
         return None if hasattr(found, "convert") else f"a {type(found).__name__} where an image was expected"
