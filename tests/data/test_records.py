@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import io
+import os
 import pickle
 import resource
 import sys
@@ -27,6 +30,7 @@ from headstart.data import (
     WebDatasetData,
     write_shards,
 )
+from headstart.data.images import check_images
 from headstart.data.opening import format_of, open_data
 from headstart.data.own import data_of
 from headstart.deferred import Reuse
@@ -182,6 +186,49 @@ def test_bad_samples_are_named_and_set_aside_and_too_many_refused(tmp_path):
     path = write_tar(tmp_path / "y.tar", [*samples(range(60)), *bad])
     with pytest.raises(DataError, match=r"y.tar: 5 of 65 samples cannot be used .7.7%"):
         WebDatasetData(path, class_names=NAMES).prepare()
+
+
+@pytest.fixture
+def few_files():
+    """A process that may have 100 files open beside those that it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_tar_files_than_may_be_open_are_read(tmp_path, few_files):
+    for number in range(150):
+        write_tar(tmp_path / f"{number:03d}.tar", samples([number]))
+    data = ready(WebDatasetData(tmp_path, class_names=NAMES))
+    assert data.report.set_aside == []
+    for _ in range(2):
+        found = [
+            each for part in ("train", "val", "test") for each in seen(getattr(data, f"{part}_dataloader")())
+        ]
+        assert sorted(found) == sorted((to_tensor(picture(n)).numpy().tobytes(), n % 2) for n in range(150))
+    num_open = len(os.listdir("/proc/self/fd"))
+    del data
+    gc.collect()
+    assert num_open - len(os.listdir("/proc/self/fd")) == 64
+
+
+def test_too_many_open_files_are_no_damage_of_the_samples(tmp_path, shards, few_files, images):
+    files = images.add("cat", 3)
+    data = WebDatasetData(shards)
+    assert data.kind == "images"  # the headers are read
+    held = []
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(os.open(tmp_path, os.O_RDONLY))
+    try:
+        for check in (data.prepare, WebDatasetData(shards).prepare, lambda: check_images(files)):
+            with pytest.raises(OSError, match="Too many open files") as raised:
+                check()
+            assert raised.value.errno == errno.EMFILE
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize("name", ["../../etc/x.png", "/etc/x.png", "a/../../x.png"])

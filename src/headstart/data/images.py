@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import unicodedata
@@ -141,7 +142,7 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         return _decode(path)
     except Exception as error:  # a damaged file can raise anything in a decoder
-        if isinstance(error, ImportError):
+        if is_no_damage(error):
             raise
         raise DataError(f"{path}: {_reason(path, error)}") from error
 
@@ -165,7 +166,7 @@ def read_image(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         return _decode(file, max_pixels=max_pixels)
     except Exception as error:  # a damaged image can raise anything in a decoder
-        if isinstance(error, ImportError):
+        if is_no_damage(error):
             raise
         raise DataError(_reason(file, error, max_pixels=max_pixels)) from error
 
@@ -180,7 +181,7 @@ def image_size(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> tuple[int, in
         with _opened(file, max_pixels=max_pixels) as image:
             return image.size
     except Exception as error:  # a damaged image can raise anything in a decoder
-        if isinstance(error, ImportError):
+        if is_no_damage(error):
             raise
         raise DataError(_reason(file, error, max_pixels=max_pixels)) from error
 
@@ -248,6 +249,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def is_no_damage(error: Exception) -> bool:
+    """Whether what was raised while a sample was read says nothing of the sample: this program, or this process, lacks something."""
+    return isinstance(error, ImportError) or getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}
+
+
 def _reason(source: Path | BinaryIO, error: Exception, *, max_pixels: int = MAX_PIXELS) -> str:
     """What is wrong with a file, in words without its name."""
     from PIL import Image, UnidentifiedImageError
@@ -290,7 +296,7 @@ def why_unreadable(source: Path | BinaryIO) -> str | None:
     try:
         _decode(source, small=True)  # a JPEG is read whole and unpacked at an eighth: more than twice as fast
     except Exception as error:  # a damaged file can raise anything in a decoder
-        if isinstance(error, ImportError):
+        if is_no_damage(error):
             raise
         return _reason(source, error)
     return None

@@ -22,6 +22,7 @@ from headstart.data.image_data import ImageData
 from headstart.data.images import (
     LabelledImages,
     Transform,
+    is_no_damage,
     read_image,
     to_rgb,
     truncated_is_an_error,
@@ -351,7 +352,9 @@ def _read(records: Records, number: int) -> Callable[[], str | None]:
     """Read a sample; give what says why it cannot be used, or `None`, which is work of its own: an image is decoded."""
     try:
         found = records.read(number)
-    except Exception as error:  # noqa: BLE001 (whatever the code behind a dataset raises)
+    except Exception as error:  # whatever the code behind a dataset raises
+        if is_no_damage(error):
+            raise
         reason = f"cannot be read: {type(error).__name__}: {error}"
         return lambda: reason
     return partial(_why_unusable, found, records.kind)

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from headstart.data.images import IMAGE_SUFFIXES
+from headstart.data.images import IMAGE_SUFFIXES, is_no_damage
 from headstart.data.records import Part, RecordData, Records, files_by_part, label_as_text
 from headstart.data.report import SetAside
 from headstart.errors import DataError
@@ -21,6 +22,8 @@ from headstart.errors import DataError
 _LARGEST_LABEL = 1_000_000  # bytes
 # An image or a text: more is refused before it is read.
 _LARGEST_SAMPLE = 500_000_000  # bytes
+# Tar files that stay open, of each part: processes may often have no more than 1,024 files.
+_MOST_OPEN = 64
 _LABEL_KEYS = ("label", "cls", "class")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -84,12 +87,11 @@ class Shards(Records):
         set_aside: Takes what is no sample.
     """
 
-    # Descriptors of files come and go, and say nothing of the samples.
-    fingerprint_excludes = ("_descriptors",)
+    # Which files are open says nothing of the samples.
+    fingerprint_excludes = ("_descriptor_of",)
 
     def __init__(self, files: Sequence[Path], *, set_aside: list[SetAside]) -> None:
         self.files = list(files)
-        self._descriptors: dict[int, int] = {}
         rows: list[tuple[int, int, int]] = []
         self._keys: list[str] = []
         self._labels: list[str | None] = []
@@ -121,19 +123,18 @@ class Shards(Records):
         return len(self._rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptors": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_descriptor_of"}
 
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_descriptors", {}).values():
-            os.close(descriptor)
+    @cached_property
+    def _descriptor_of(self) -> Callable[[Path], _Descriptor]:
+        return lru_cache(maxsize=_MOST_OPEN)(_Descriptor)
 
     def read(self, number: int) -> Any:
         """Give the content of the image file, or the text."""
         file, offset, size = (int(value) for value in self._rows[number])
-        if file not in self._descriptors:
-            self._descriptors[file] = os.open(self.files[file], os.O_RDONLY)
+        opened = self._descriptor_of(self.files[file])
         # No seek: threads, and processes that are forked, share the descriptor.
-        content = os.pread(self._descriptors[file], size, offset)
+        content = os.pread(opened.number, size, offset)
         if len(content) < size:
             raise OSError("the tar file ends within it")
         return content if self.kind == "images" else content.decode("utf-8")
@@ -152,6 +153,17 @@ class Shards(Records):
         if label is None:
             raise ValueError("no class: neither cls, nor label in json")
         return label
+
+
+class _Descriptor:
+    """A file that is open for as long as somebody holds this: who reads it, or who keeps it for the next time."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if "number" in self.__dict__:  # else it could not be opened
+            os.close(self.number)
 
 
 def _samples_of(file: Path, set_aside: list[SetAside]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -181,6 +193,8 @@ def _samples_of(file: Path, set_aside: list[SetAside]) -> Iterator[tuple[str, di
                     members[found[1]] = member
             _check_end(file, archive.offset)
     except (tarfile.TarError, OSError, EOFError, UnicodeError) as error:
+        if is_no_damage(error):
+            raise
         raise DataError(
             f"{file} cannot be read as a tar file: {error}. Get it anew; one that is compressed as a whole (.tar.gz) has to "
             "be unpacked first, as samples are read by themselves."
