@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import gc
@@ -462,6 +463,29 @@ def test_a_dataset_of_ones_own_is_read_and_a_sample_that_raises_set_aside():
     assert sorted(seen(parts.val_dataloader())) == sorted(
         (to_tensor(picture(n)).numpy().tobytes(), n % 2) for n in range(4)
     )
+
+
+def rotated():
+    """A photo as a camera writes it: lying, with a mark that says how to turn it; and as it is to be seen."""
+    upright = Image.new("RGB", (24, 16), "blue")
+    upright.paste("red", (0, 0, 12, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    file = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, format="PNG", exif=exif)
+    return file.getvalue(), np.asarray(upright)
+
+
+def test_images_are_upright_however_they_are_given(tmp_path):
+    file, upright = rotated()
+    for name, given in (("bytes", lambda: file), ("image", lambda: Image.open(io.BytesIO(file)))):
+        rows = [(given(), n % 2) for n in range(12)]
+        streams = DatasetData(lambda rows=rows: iter(rows), class_names=NAMES, spool=tmp_path / name)
+        for data in (DatasetData(rows, class_names=NAMES), streams):
+            assert np.array_equal(np.asarray(data.val_set[0][0]), upright)
+        found = shown(DatasetData(rows, class_names=NAMES).samples("val")[0])["picture"]
+        with Image.open(io.BytesIO(base64.b64decode(found.partition(",")[2]))) as picture:
+            assert picture.size == (24, 16)
 
 
 class OneFile:

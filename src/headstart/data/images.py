@@ -188,12 +188,10 @@ def image_size(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> tuple[int, in
 
 def _decode(source: Path | BinaryIO, *, small: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
     with _opened(source, max_pixels=max_pixels) as image:
-        from PIL import ImageOps
-
         if small:
             image.draft("RGB", (32, 32))
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
 
 
 def _opened(source: Path | BinaryIO, *, max_pixels: int) -> Image.Image:
@@ -226,13 +224,14 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Give an image in RGB, 8 bits a channel; what is transparent becomes white.
+    """Give an image in RGB, upright, 8 bits a channel; what is transparent becomes white.
 
     Raises:
         ValueError: If its pixels lie outside of what they can mean.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
         pixels = np.asarray(image)  # (H, W)
         # A floating-point image holds 0 to 1, an integer one (older readers give 16 bits as "I") 0 to 65535.

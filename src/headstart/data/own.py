@@ -24,7 +24,7 @@ class DatasetData(RecordData):
     once and written into tar files (`write_shards`), from which samples are read by number. Memory holds a file's samples at
     a time.
 
-    An image is a PIL image or the content of an image file; a pair of texts is a tuple; a label is a name, or a number (into
+    An image is a PIL image or the content of an image file, and is turned upright (EXIF); a pair of texts is a tuple; a label is a name, or a number (into
     `class_names` where they are given). Each sample is read once up front, in the thread that asks, as torch does; one that
     raises is set aside. Samples must not be augmented: the model's preprocessing does that.
 

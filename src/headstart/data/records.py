@@ -154,7 +154,9 @@ def as_image(found: Any, *, place: str) -> Any:
     """
     try:
         return read_image(io.BytesIO(found)) if isinstance(found, bytes) else to_rgb(found)
-    except (ValueError, OSError, AttributeError) as error:  # a DataError is a ValueError
+    except Exception as error:  # a damaged image can raise anything in a decoder
+        if is_no_damage(error):
+            raise
         raise DataError(f"{place}: {error}") from error
 
 

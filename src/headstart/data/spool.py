@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from headstart.data.images import why_unreadable
+from headstart.data.images import to_rgb, why_unreadable
 from headstart.data.records import label_as_text
 from headstart.data.report import SetAside
 from headstart.errors import DataError
@@ -115,7 +115,7 @@ def _encoded(sample: Any) -> tuple[str, bytes, str]:
     if not hasattr(value, "convert"):
         raise ValueError(f"a {type(value).__name__} where an image or a text was expected")
     file = io.BytesIO()
-    value.save(file, format="PNG")
+    to_rgb(value).save(file, format="PNG")
     return "png", file.getvalue(), label
 
 
