@@ -31,7 +31,7 @@ from headstart.data import (
     WebDatasetData,
     write_shards,
 )
-from headstart.data.images import check_images
+from headstart.data.images import check_images, to_rgb
 from headstart.data.opening import format_of, open_data
 from headstart.data.own import data_of
 from headstart.deferred import Reuse
@@ -555,11 +555,54 @@ def test_a_stream_that_fails_says_where_and_bad_samples_are_set_aside(tmp_path):
         DatasetData(broken).prepare()
     _, set_aside = write_shards([("a", "x"), (3, "x"), ("b", None), "abc", (b"no image", "x")], tmp_path)
     assert list(map(str, set_aside)) == [
-        "samples, sample 1: a int where an image or a text was expected",
+        "samples, sample 1: a int where an image, a text or a pair of texts was expected",
         "samples, sample 2: no label: None",
         "samples, sample 3: a str; expected (image, label) or (text, label)",
         "samples, sample 4: not an image",
     ]
+
+
+def test_streams_of_pairs_and_of_images_of_every_mode_are_read(tmp_path):
+    pairs = [((f"a premise, number {n}", ["hypothesis", "ärger"][n % 2]), n % 2) for n in range(20)]
+    data = ready(DatasetData(lambda: iter(pairs), class_names=NAMES, spool=tmp_path / "pairs"))
+    assert data.kind == "text"
+    for each in (data, WebDatasetData(tmp_path / "pairs", class_names=NAMES)):
+        parts = [each.train_set, each.val_set, each.test_set]
+        assert sorted(sample for part in parts for sample in part) == sorted(pairs)
+    for mode in ("CMYK", "YCbCr", "I;16", "P", "LA", "F"):
+        images = [(Image.new(mode, (12, 16)), n % 2) for n in range(12)]
+        data = DatasetData(lambda images=images: iter(images), class_names=NAMES)
+        assert (data.kind, data.report.num_samples, data.report.set_aside) == ("images", 12, [])
+        assert np.array_equal(np.asarray(data.val_set[0][0]), np.asarray(to_rgb(images[0][0])))
+
+
+def test_pairs_of_tar_files_that_are_none_are_set_aside(tmp_path):
+    members = [
+        member
+        for n in range(500)
+        for member in ((f"{n}.pair.json", b'["one", "%d"]' % n), (f"{n}.cls", b"%d" % (n % 2)))
+    ]
+    bad = [b'["one"]', b'{"a": 1, "b": 2}', b'["one", 2]', b"[", b'["one", " "]']
+    for n, value in enumerate(bad):
+        members += [(f"bad{n}.pair.json", value), (f"bad{n}.cls", b"1")]
+    data = WebDatasetData(write_tar(tmp_path / "x.tar", members))
+    assert data.report.num_samples == 500
+    reasons = [each.reason for each in data.report.set_aside]
+    assert reasons[0] == "cannot be read: ValueError: no pair of texts: ['one']"
+    assert reasons[2:] == [
+        "a int where a text was expected",
+        "cannot be read: JSONDecodeError: Expecting value: line 1 column 2 (char 1)",
+        "an empty text",
+    ]
+
+
+def test_a_stream_without_a_usable_sample_says_why():
+    with pytest.raises(
+        DataError, match=r"3 of 3 samples cannot be used.*\n +train, sample 0: a int where an"
+    ):
+        DatasetData(lambda: iter([(1, 2), (3, 4), (5, 6)])).prepare()
+    with pytest.raises(DataError, match="no sample was found"):
+        DatasetData(lambda: iter([])).prepare()
 
 
 def test_what_is_no_dataset_is_refused(tmp_path, monkeypatch):

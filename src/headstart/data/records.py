@@ -252,11 +252,12 @@ class RecordData(ImageData):
         if self._opened is None:
             self._opened = self._open()
             kinds = {part.records.kind for part in self._opened}
-            if len(kinds) != 1:
-                raise DataError(
-                    f"{self.source}: "
-                    + ("no sample was found." if not kinds else "some parts hold images and some texts.")
-                )
+            if not kinds:
+                unusable = self._found_early
+                refuse_too_many_unreadable(unusable, num_samples=len(unusable), source=str(self.source))
+                raise DataError(f"{self.source}: no sample was found.")
+            if len(kinds) > 1:
+                raise DataError(f"{self.source}: some parts hold images and some texts.")
         return self._opened
 
     def _read(self, *, for_evaluation: bool) -> Reading:

@@ -35,8 +35,8 @@ class WebDatasetData(RecordData):
     shards/000000.tar:  000017.jpg  000017.cls     000018.jpg  000018.json ...
     ```
 
-    A sample has an image (`jpg`, `png`, `webp`, ...) or a text (`txt`), and its class in `cls` (a number or a name) or under
-    `label`, `cls` or `class` in `json`. The headers of the tar files are read once, and where each sample lies is remembered:
+    A sample has an image (`jpg`, `png`, `webp`, ...), a text (`txt`) or a pair of texts (`pair.json`, a list of two), and its
+    class in `cls` (a number or a name) or under `label`, `cls` or `class` in `json`. The headers of the tar files are read once, and where each sample lies is remembered:
     so a sample has a number and can be read by itself, as a file of a folder can. Shuffling is of all samples and not within a
     buffer, what a frozen network makes of a sample is computed once, and a run goes on in the midst of an epoch. Files named
     `train-...`, `val-...` and `test-...` are those parts; else samples are split by class and by a hash of their key.
@@ -52,6 +52,21 @@ class WebDatasetData(RecordData):
     def _open(self) -> list[Part]:
         by_part = files_by_part(find_shards(self.source), source=self.source)
         return [Part(name, Shards(files, set_aside=self._found_early)) for name, files in by_part.items()]
+
+
+def _pair_of(content: bytes) -> tuple[str, str]:
+    found = json.loads(content)
+    if not isinstance(found, list) or len(found) != 2:
+        raise ValueError(f"no pair of texts: {found!r:.80}")
+    return found[0], found[1]
+
+
+def _text_of(content: bytes) -> str:
+    return content.decode("utf-8")
+
+
+#: What the samples of shards can be, and from the bytes of a member to a sample.
+_READ_AS: dict[str, Callable[[bytes], Any]] = {"images": bytes, "text": _text_of, "pairs": _pair_of}
 
 
 def find_shards(source: Path) -> list[Path]:
@@ -107,12 +122,13 @@ class Shards(Records):
                 rows.append((number, content.offset_data, content.size))
                 self._keys.append(key)
                 self._labels.append(_label_of(file, members))
-        self.kind = "text" if kinds and kinds.count("text") > len(kinds) / 2 else "images"
-        keep = [index for index, kind in enumerate(kinds) if kind == self.kind]
+        self._held = most = max(_READ_AS, key=kinds.count)
+        self.kind = "images" if most == "images" else "text"
+        keep = [index for index, kind in enumerate(kinds) if kind == most]
         set_aside += [
-            SetAside(f"{self.files[rows[i][0]].name}/{self._keys[i]}", f"{kinds[i]} among {self.kind}")
+            SetAside(f"{self.files[rows[i][0]].name}/{self._keys[i]}", f"{kinds[i]} among {most}")
             for i in range(len(kinds))
-            if kinds[i] != self.kind
+            if kinds[i] != most
         ]
         self._keys = [self._keys[index] for index in keep]
         self._labels = [self._labels[index] for index in keep]
@@ -130,14 +146,14 @@ class Shards(Records):
         return lru_cache(maxsize=_MOST_OPEN)(_Descriptor)
 
     def read(self, number: int) -> Any:
-        """Give the content of the image file, or the text."""
+        """Give the content of the image file, the text, or the pair of texts."""
         file, offset, size = (int(value) for value in self._rows[number])
         opened = self._descriptor_of(self.files[file])
         # No seek: threads, and processes that are forked, share the descriptor.
         content = os.pread(opened.number, size, offset)
         if len(content) < size:
             raise OSError("the tar file ends within it")
-        return content if self.kind == "images" else content.decode("utf-8")
+        return _READ_AS[self._held](content)
 
     def place(self, number: int) -> str:
         """Say where a sample stands."""
@@ -226,11 +242,12 @@ def _key_of(file: Path, member: tarfile.TarInfo) -> tuple[str, str] | None:
 
 
 def _choose(members: dict[str, tarfile.TarInfo]) -> tuple[str, tarfile.TarInfo] | None:
-    """Give what a sample is: its image, or else its text."""
+    """Give what a sample is: its image, or else its text, or its pair of texts."""
     for extension, member in members.items():
         if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES:
             return "images", member
-    return ("text", members["txt"]) if "txt" in members else None
+    others = {"txt": "text", "pair.json": "pairs"}
+    return next(((kind, members[name]) for name, kind in others.items() if name in members), None)
 
 
 def _what_is_missing(members: dict[str, tarfile.TarInfo]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from headstart.data.images import to_rgb, why_unreadable
+from headstart.data.images import is_no_damage, to_rgb, why_unreadable
 from headstart.data.records import label_as_text
 from headstart.data.report import SetAside
 from headstart.errors import DataError
@@ -28,8 +29,8 @@ def write_shards(
     """Write samples into tar files as `WebDatasetData` reads them; memory holds the samples of one file.
 
     Args:
-        samples: `(image, label)` or `(text, label)`: an image as PIL image (it is written as PNG) or as the content of an image
-            file.
+        samples: `(image, label)` or `(text, label)`: an image as PIL image (it is written as PNG, in RGB and upright) or as the
+            content of an image file; a pair of texts as a tuple.
         folder: Where the files go.
         prefix: Of their names; `train`, `val` and `test` are read as those parts.
         samples_per_file: How many samples a file has.
@@ -88,7 +89,9 @@ def _as_tar(numbered: Iterable[tuple[int, Any]], prefix: str, set_aside: list[Se
         for number, sample in numbered:
             try:
                 extension, content, label = _encoded(sample)
-            except (ValueError, OSError) as error:
+            except Exception as error:  # a damaged image can raise anything in a decoder
+                if is_no_damage(error):
+                    raise
                 set_aside.append(SetAside(f"{prefix}, sample {number}", str(error)))
                 continue
             key = f"{number:09d}"
@@ -112,8 +115,10 @@ def _encoded(sample: Any) -> tuple[str, bytes, str]:
         if (reason := why_unreadable(io.BytesIO(value))) is not None:
             raise ValueError(reason)
         return "img.jpg", value, label  # the decoder goes by the content, not by the name
+    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(text, str) for text in value):
+        return "pair.json", json.dumps(value, ensure_ascii=False).encode(), label
     if not hasattr(value, "convert"):
-        raise ValueError(f"a {type(value).__name__} where an image or a text was expected")
+        raise ValueError(f"a {type(value).__name__} where an image, a text or a pair of texts was expected")
     file = io.BytesIO()
     to_rgb(value).save(file, format="PNG")
     return "png", file.getvalue(), label
