@@ -468,3 +468,18 @@ def test_names_that_are_no_text_are_escaped_before_anything_is_trained(tmp_path)
     assert data.class_names == ["cat", "m\\udcf6we"]
     json.dumps(data.report.to_dict(), ensure_ascii=False).encode()
     assert "cat/caf\\udce9.txt: not an image" in "\n".join(data.report.lines()).encode().decode()
+
+
+def test_an_empty_test_folder_is_noted_and_an_empty_validation_folder_refused(images):
+    for part, count in (("train", 5), ("val", 2), ("test", 0)):
+        for name in ("cat", "dog"):
+            images.add(f"{part}/{name}", count)
+    data = ImageFolderData(images.root)
+    assert data.report.part_sizes == {"train": 10, "val": 4}
+    assert "The test part that is given has no usable sample: it counts as not given." in data.report.notes
+    with pytest.raises(DataError, match="has no usable sample to evaluate"):
+        ImageFolderData.for_evaluation(images.root, class_names=["cat", "dog"]).prepare()
+    for path in (images.root / "val").glob("*/*"):
+        path.unlink()
+    with pytest.raises(DataError, match="the validation part that is given has no usable sample"):
+        ImageFolderData(images.root).prepare()

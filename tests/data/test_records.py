@@ -605,6 +605,25 @@ def test_a_stream_without_a_usable_sample_says_why():
         DatasetData(lambda: iter([])).prepare()
 
 
+@pytest.mark.parametrize("empty", [[], lambda: iter([])])
+def test_an_empty_test_part_is_noted_and_an_empty_validation_part_refused(empty, tmp_path):
+    texts = [(f"text {n}", n % 2) for n in range(200)]
+    data = DatasetData(texts, val=texts[:20], test=empty, class_names=NAMES)
+    assert data.report.part_sizes == {"train": 200, "val": 20}
+    assert data.report.notes == ["The test part that is given has no usable sample: it counts as not given."]
+    assert DatasetData(texts, test=empty).report.part_sizes == {"train": 140, "val": 30, "test": 30}
+    unusable = DatasetData(texts, val=texts[:20], test=[("", 1)], class_names=NAMES)
+    assert unusable.report.part_sizes == {"train": 200, "val": 20}
+    assert list(map(str, unusable.report.set_aside)) == ["test, sample 0: an empty text"]
+    for val in (empty, [("", 1)]):
+        with pytest.raises(DataError, match="the validation part that is given has no usable sample"):
+            DatasetData(texts, val=val, class_names=NAMES).prepare()
+    with pytest.raises(DataError, match="has no usable sample to evaluate"):
+        DatasetData(texts, test=empty, class_names=NAMES).evaluate_with(NAMES).prepare()
+    with pytest.raises(DataError, match="has no class to train on"):
+        DatasetData(empty, val=texts, class_names=NAMES).prepare()
+
+
 def test_what_is_no_dataset_is_refused(tmp_path, monkeypatch):
     with pytest.raises(
         MisconfigurationError, match="train is a int; expected a dataset with an index and a length"

@@ -188,6 +188,8 @@ class ClassificationData(LightningDataModule):
         reading = self._read(for_evaluation=for_evaluation)
         _refuse_case_variants(str(self.source), [*_all_samples(reading)], self._known_classes or [])
         if self._known_classes is not None:
+            if not reading.parts["all"]:
+                raise DataError(f"{self.source} has no usable sample to evaluate. Name data that has some.")
             parts, class_names = {"test": reading.parts["all"]}, self._known_classes
             _refuse_unknown_classes(str(self.source), parts["test"], class_names, known_to="the model")
             if missing := [n for n in class_names if n not in {sample.label for sample in parts["test"]}]:
@@ -199,7 +201,9 @@ class ClassificationData(LightningDataModule):
         index = {name: position for position, name in enumerate(class_names)}
         targets = {part: [index[sample.label] for sample in samples] for part, samples in parts.items()}
         counts = {
-            part: torch.bincount(torch.tensor(targets[part]), minlength=len(class_names)).tolist()
+            part: torch.bincount(
+                torch.tensor(targets[part], dtype=torch.int64), minlength=len(class_names)
+            ).tolist()
             for part in parts
         }
         report = DataReport(
@@ -216,7 +220,15 @@ class ClassificationData(LightningDataModule):
 
     def _split(self, reading: Reading) -> dict[str, list[Sample]]:
         """Give train, val and perhaps test: those that the data brings, the others cut from its train."""
-        parts = reading.parts
+        parts = dict(reading.parts)
+        if parts.get("test") == []:
+            reading.notes.append("The test part that is given has no usable sample: it counts as not given.")
+            del parts["test"]
+        if parts.get("val") == []:
+            raise DataError(
+                f"{self.source}: the validation part that is given has no usable sample, so that nothing is left to validate with. "
+                "Add samples to it, or leave the part out: then it is cut from train."
+            )
         given = "all" not in parts
         if given and "val" in parts:
             return {part: parts[part] for part in ("train", "val", "test") if part in parts}

@@ -70,8 +70,7 @@ class DatasetData(RecordData):
                 records: Records = _Items(dataset, name) if len(dataset) else Shards([], set_aside=[])
             else:
                 records = self._spooled(dataset, name)
-            if len(records):
-                found.append(Part("all" if is_whole else name, records))
+            found.append(Part("all" if is_whole else name, records))
         return found
 
     def _spooled(self, dataset: Any, name: str) -> Records:

@@ -238,7 +238,7 @@ class RecordData(ImageData):
     @property
     def kind(self) -> Kind:
         """What the samples are."""
-        return self._parts[0].records.kind
+        return max(self._parts, key=lambda part: len(part.records)).records.kind  # an empty part has none
 
     def set_preprocessing(self, preprocessing: Any) -> None:
         """Do to samples what a backbone's preprocessing says."""
@@ -251,7 +251,7 @@ class RecordData(ImageData):
     def _parts(self) -> list[Part]:
         if self._opened is None:
             self._opened = self._open()
-            kinds = {part.records.kind for part in self._opened}
+            kinds = {part.records.kind for part in self._opened if len(part.records)}
             if not kinds:
                 unusable = self._found_early
                 refuse_too_many_unreadable(unusable, num_samples=len(unusable), source=str(self.source))
