@@ -15,6 +15,7 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from headstart import auto
+from headstart.cli import story
+from headstart.cli.findings import DataFindings
 from headstart.data import (
     DatasetData,
     HuggingFaceData,
@@ -34,8 +37,11 @@ from headstart.data import (
 from headstart.data.images import check_images, to_rgb
 from headstart.data.opening import format_of, open_data
 from headstart.data.own import data_of
+from headstart.data.shards import Shards
 from headstart.deferred import Reuse
 from headstart.errors import DataError, MisconfigurationError
+from headstart.report.duplicates import Twins
+from headstart.report.label_errors import Suspect
 from headstart.report.samples import is_same, shown
 
 datasets = pytest.importorskip("datasets")
@@ -327,6 +333,29 @@ def test_a_report_shows_samples_of_tar_files(shards):
     own = ready(DatasetData(Pictures(20), class_names=NAMES)).samples("val")
     assert shown(own[0])["picture"].startswith("data:image/jpeg;base64,")
     assert is_same(own[0], own[0])
+
+
+def test_places_are_given_without_reading_a_sample(shards, monkeypatch):
+    data = WebDatasetData(shards, class_names=NAMES).prepare()
+    expected = [sample.place for sample in data.samples("val")]
+    read = data.samples("val")[0]
+    monkeypatch.setattr(Shards, "read", lambda self, number: numbers_read.append(number) or read.value)
+    numbers_read = []
+    assert data.places("val") == expected
+    assert expected[0].endswith(f"/{read.key}")
+    # So does a page that names thousands of samples and shows a few.
+    suspects = [("val", index, Suspect(0, 0, 1, 0.1, 0.9)) for index in range(6)] * 100
+    page = story._suspects(
+        data, DataFindings(suspects=suspects, num_judged=600, twins=Twins([], 0, 0), head={})
+    )
+    assert [place for _, place, _, _ in page["all"][:6]] == expected
+    assert len(numbers_read) == len(page["shown"]) < 100
+    numbers_read.clear()
+    judged = SimpleNamespace(
+        part="val", features=torch.randn(6, 4), probabilities=torch.full((6, 2), 0.5), targets=[0] * 6
+    )
+    assert {point["place"] for point in story._map(data, judged, seed=0)["points"]} == set(expected)
+    assert numbers_read == []
 
 
 # ---- Hugging Face datasets

@@ -295,6 +295,7 @@ def _predictions(data: ClassificationData, tested: Judgement) -> dict[str, Any]:
 
 def _suspects(data: ClassificationData, findings: DataFindings) -> dict[str, Any]:
     names = data.class_names
+    places = {part: data.places(part) for part in {part for part, _, _ in findings.suspects}}
     return {
         "num_judged": findings.num_judged,
         "num_found": len(findings.suspects),
@@ -309,7 +310,7 @@ def _suspects(data: ClassificationData, findings: DataFindings) -> dict[str, Any
             for part, index, suspect in findings.suspects[:_NUM_SHOWN]
         ],
         "all": [
-            [part, printable(data.samples(part)[index].place), names[suspect.given], names[suspect.suggested]]
+            [part, printable(places[part][index]), names[suspect.given], names[suspect.suggested]]
             for part, index, suspect in findings.suspects
         ],
     }
@@ -338,13 +339,13 @@ def _twins(data: ClassificationData, twins: Twins) -> dict[str, Any]:
 
 def _map(data: ClassificationData, tested: Judgement, *, seed: int) -> dict[str, Any]:
     found = map_features(tested.features, seed=seed)
-    samples = data.samples(tested.part)
+    places = data.places(tested.part)
     confidence, predicted = tested.probabilities.max(dim=1)
     points = [
         {
             "x": round(x, 4),
             "y": round(y, 4),
-            "place": printable(samples[index].place),
+            "place": printable(places[index]),
             "true": tested.targets[index],
             "predicted": int(predicted[index]),
             "confidence": round(float(confidence[index]), 4),

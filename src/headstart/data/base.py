@@ -182,6 +182,10 @@ class ClassificationData(LightningDataModule):
         """Give the samples of a part that exists (`"train"`, `"val"`, `"test"`), in the order of its dataset."""
         return self._prepared.samples[part]
 
+    def places(self, part: str) -> list[str]:
+        """Give the files or rows of a part's samples, in the order of its dataset; no sample is read."""
+        return [sample.place for sample in self._prepared.samples[part]]
+
     @cached_property
     def _prepared(self) -> _Prepared:
         for_evaluation = self._known_classes is not None
