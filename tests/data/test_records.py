@@ -9,6 +9,7 @@ import gc
 import io
 import os
 import pickle
+import re
 import resource
 import sys
 import tarfile
@@ -651,6 +652,20 @@ def test_an_empty_test_part_is_noted_and_an_empty_validation_part_refused(empty,
         DatasetData(texts, test=empty, class_names=NAMES).evaluate_with(NAMES).prepare()
     with pytest.raises(DataError, match="has no class to train on"):
         DatasetData(empty, val=texts, class_names=NAMES).prepare()
+
+
+def test_one_hot_labels_are_answered_with_what_is_expected():
+    labels = [torch.tensor([0, 1]), np.array([1, 0]), torch.tensor([])]
+    reasons = ["a Tensor of shape (2,)", "a ndarray of shape (2,)", "a Tensor of shape (0,)"]
+    for label, reason in zip(labels, reasons, strict=True):
+        message = rf"train, sample 0: no label: {re.escape(reason)}; expected a name or a number. Of one-hot labels give the argmax"
+        for rows in ([("a text", label)] * 9, lambda label=label: iter([("a text", label)] * 9)):
+            with pytest.raises(DataError, match=message):
+                DatasetData(rows).prepare()
+    rows = [
+        (f"text {n}", [torch.tensor(n % 2), torch.tensor([n % 2]), np.int64(n % 2)][n % 3]) for n in range(30)
+    ]
+    assert DatasetData(rows).class_names == ["0", "1"]
 
 
 def test_what_is_no_dataset_is_refused(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from abc import ABC, abstractmethod
@@ -390,6 +391,11 @@ def label_as_text(label: Any) -> str:
         ('3', 'cat')
     """
     if hasattr(label, "item"):
+        if math.prod(shape := getattr(label, "shape", ())) != 1:
+            raise ValueError(
+                f"no label: a {type(label).__name__} of shape {tuple(shape)}; expected a name or a number. Of one-hot labels give "
+                "the argmax."
+            )
         label = label.item()
     if isinstance(label, bytes):
         label = label.decode("utf-8", errors="replace")
