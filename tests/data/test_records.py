@@ -7,10 +7,12 @@ import contextlib
 import errno
 import gc
 import io
+import itertools
 import os
 import pickle
 import re
 import resource
+import signal
 import sys
 import tarfile
 import threading
@@ -40,7 +42,7 @@ from headstart.data.opening import format_of, open_data
 from headstart.data.own import data_of
 from headstart.data.shards import Shards
 from headstart.deferred import Reuse
-from headstart.errors import DataError, MisconfigurationError
+from headstart.errors import DataError, MisconfigurationError, WriteError
 from headstart.report.duplicates import Twins
 from headstart.report.label_errors import Suspect
 from headstart.report.samples import is_same, shown
@@ -590,6 +592,42 @@ def test_a_stream_that_fails_says_where_and_bad_samples_are_set_aside(tmp_path):
         "samples, sample 3: a str; expected (image, label) or (text, label)",
         "samples, sample 4: not an image",
     ]
+
+
+def test_a_stream_is_written_sample_by_sample_and_into_a_new_file_by_count_and_by_bytes(tmp_path):
+    on_disk = []
+
+    def stream(size):
+        for number in range(9):
+            on_disk.append(sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
+            yield "x" * size, number % 2
+
+    files, _ = write_shards(stream(40_000), tmp_path / "bytes", bytes_per_file=100_000)
+    assert len(files) == 3  # three samples of 40,000 bytes each
+    assert all(later - before > 30_000 for before, later in itertools.pairwise(on_disk))
+    files, _ = write_shards(stream(40), tmp_path / "count", samples_per_file=4)
+    assert len(files) == 3
+    for folder in ("bytes", "count"):
+        assert len(Shards(sorted((tmp_path / folder).iterdir()), set_aside=[])) == 9
+
+
+def test_a_stream_that_ends_in_an_error_or_on_a_full_disk_leaves_no_file(tmp_path):
+    def broken():
+        yield "a text", 1
+        raise OSError(errno.EIO, "the line is down")
+
+    with pytest.raises(DataError, match="ended after 1 samples with OSError: .*the line is down"):
+        write_shards(broken(), tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(WriteError, match="samples-000000.tar was not written"):
+            write_shards((("x" * 10_000, number % 2) for number in range(20)), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_streams_of_pairs_and_of_images_of_every_mode_are_read(tmp_path):

@@ -21,8 +21,8 @@ class DatasetData(RecordData):
     """Datasets of one's own: `dataset[i]` is `(image, label)` or `(text, label)`, `len(dataset)` how many there are.
 
     What has no index, such as a torch `IterableDataset` or a function that gives a generator, is a stream: it is gone through
-    once and written into tar files (`write_shards`), from which samples are read by number. Memory holds a file's samples at
-    a time.
+    once and written into tar files (`write_shards`), from which samples are read by number. Memory holds one sample at a
+    time.
 
     An image is a PIL image or the content of an image file, and is turned upright (EXIF); a pair of texts is a tuple; a label is a name, or a number (into
     `class_names` where they are given). Each sample is read once up front, in the thread that asks, as torch does; one that

@@ -6,7 +6,8 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from headstart.errors import DataError
 from headstart.files import write_together
 
 _SAMPLES_PER_FILE = 1000
+_BYTES_PER_FILE = 256_000_000
 
 
 def write_shards(
@@ -25,15 +27,17 @@ def write_shards(
     *,
     prefix: str = "samples",
     samples_per_file: int = _SAMPLES_PER_FILE,
+    bytes_per_file: int = _BYTES_PER_FILE,
 ) -> tuple[list[Path], list[SetAside]]:
-    """Write samples into tar files as `WebDatasetData` reads them; memory holds the samples of one file.
+    """Write samples into tar files as `WebDatasetData` reads them; memory holds one sample.
 
     Args:
         samples: `(image, label)` or `(text, label)`: an image as PIL image (it is written as PNG, in RGB and upright) or as the
             content of an image file; a pair of texts as a tuple.
         folder: Where the files go.
         prefix: Of their names; `train`, `val` and `test` are read as those parts.
-        samples_per_file: How many samples a file has.
+        samples_per_file: How many samples a file has at most.
+        bytes_per_file: A file that has as many bytes takes no more samples.
 
     Returns:
         The files, and what could not be written, with the reason.
@@ -53,8 +57,8 @@ def write_shards(
     numbered = _numbered(samples, prefix)
     while (first := next(numbered, None)) is not None:
         path = Path(folder) / f"{prefix}-{len(files):06d}.tar"
-        content = _as_tar(chain([first], _first(numbered, samples_per_file - 1)), prefix, set_aside)
-        write_together({path: lambda place, content=content: place.write_bytes(content)})  # type: ignore[misc]
+        chosen = chain([first], islice(numbered, samples_per_file - 1))
+        write_together({path: partial(_write_tar, chosen, prefix, set_aside, bytes_per_file)})
         files.append(path)
     return files, set_aside
 
@@ -76,16 +80,14 @@ def _numbered(samples: Iterable[Any], prefix: str) -> Iterator[tuple[int, Any]]:
         number += 1
 
 
-def _first(numbered: Iterator[tuple[int, Any]], count: int) -> Iterator[tuple[int, Any]]:
-    for _ in range(count):
-        if (found := next(numbered, None)) is None:
-            return
-        yield found
-
-
-def _as_tar(numbered: Iterable[tuple[int, Any]], prefix: str, set_aside: list[SetAside]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
+def _write_tar(
+    numbered: Iterable[tuple[int, Any]],
+    prefix: str,
+    set_aside: list[SetAside],
+    most_bytes: int,
+    path: Path,
+) -> None:
+    with tarfile.open(path, mode="w") as archive:
         for number, sample in numbered:
             try:
                 extension, content, label = _encoded(sample)
@@ -97,7 +99,8 @@ def _as_tar(numbered: Iterable[tuple[int, Any]], prefix: str, set_aside: list[Se
             key = f"{number:09d}"
             _add(archive, f"{key}.{extension}", content)
             _add(archive, f"{key}.cls", label.encode())
-    return file.getvalue()
+            if archive.offset >= most_bytes:
+                return
 
 
 def _encoded(sample: Any) -> tuple[str, bytes, str]:
