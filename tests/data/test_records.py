@@ -217,6 +217,7 @@ def test_more_tar_files_than_may_be_open_are_read(tmp_path, few_files):
             each for part in ("train", "val", "test") for each in seen(getattr(data, f"{part}_dataloader")())
         ]
         assert sorted(found) == sorted((to_tensor(picture(n)).numpy().tobytes(), n % 2) for n in range(150))
+    gc.collect()
     num_open = len(os.listdir("/proc/self/fd"))
     del data
     gc.collect()
@@ -664,11 +665,14 @@ def test_pairs_of_tar_files_that_are_none_are_set_aside(tmp_path):
     ]
 
 
-def test_a_stream_without_a_usable_sample_says_why():
+def test_a_stream_without_a_usable_sample_says_why(monkeypatch):
     with pytest.raises(
         DataError, match=r"3 of 3 samples cannot be used.*\n +train, sample 0: a int where an"
     ):
         DatasetData(lambda: iter([(1, 2), (3, 4), (5, 6)])).prepare()
+    monkeypatch.setattr(Image.Image, "convert", lambda self, *_: next(iter([])))  # an error without words
+    with pytest.raises(DataError, match="train, sample 0: StopIteration"):
+        DatasetData(lambda: iter([(Image.new("L", (4, 4)), 1)])).prepare()
     with pytest.raises(DataError, match="no sample was found"):
         DatasetData(lambda: iter([])).prepare()
 

@@ -94,7 +94,7 @@ def _write_tar(
             except Exception as error:  # a damaged image can raise anything in a decoder
                 if is_no_damage(error):
                     raise
-                set_aside.append(SetAside(f"{prefix}, sample {number}", str(error)))
+                set_aside.append(SetAside(f"{prefix}, sample {number}", str(error) or type(error).__name__))
                 continue
             key = f"{number:09d}"
             _add(archive, f"{key}.{extension}", content)
