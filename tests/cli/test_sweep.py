@@ -420,3 +420,10 @@ def test_time_bounds_the_sweep_between_two_trials(solar_cells, tmp_path, capsys)
         f"The time is over. Go on: headstart sweep {solar_cells} --out {out} --resume"
         in capsys.readouterr().out
     )
+
+
+def test_a_sweep_runs_on_one_device(tmp_path, capsys):
+    assert parse(["photos", "--out", str(tmp_path)]).options.fit_options().devices == 1
+    with pytest.raises(SystemExit):
+        parse(["photos", "--out", str(tmp_path), "--devices", "2"])
+    assert "unrecognized arguments: --devices 2" in capsys.readouterr().err

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from headstart.strategy import Strategy
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add how samples are read, and on what they are computed."""
+def add_device_arguments(parser: argparse.ArgumentParser, *, may_be_several: bool = True) -> None:
+    """Add how samples are read, and on what they are computed.
+
+    Args:
+        parser: Of the command.
+        may_be_several: Whether the number of devices may be said; without, it is one.
+    """
     parser.add_argument("--batch_size", type=positive, default=32, help="samples at a time (default: 32)")
     parser.add_argument(
         "--num_workers",
@@ -23,7 +28,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that read samples; 0 reads them in this one (default: 0)",
     )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, cuda or mps (default: auto)")
-    parser.add_argument("--devices", default="auto", help="how many devices (default: auto)")
+    if may_be_several:
+        parser.add_argument("--devices", default="auto", help="how many devices (default: auto)")
     parser.add_argument("--precision", default="32-true", help="number format, as for fit (default: 32-true)")
 
 

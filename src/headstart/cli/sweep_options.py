@@ -218,6 +218,6 @@ def _parser() -> argparse.ArgumentParser:
         help="whether every class counts the same (default: balanced)",
     )
     add("--seed", type=int, help="of the split, of what is proposed, and of every trial (default: 0)")
-    add_device_arguments(parser)
+    add_device_arguments(parser, may_be_several=False)
     parser.set_defaults(**{each.name: None for each in fields(SweepOptions) if each.default is not MISSING})
     return parser
