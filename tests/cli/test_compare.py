@@ -159,7 +159,7 @@ def test_first_fits_a_head_for_the_best_by_log_me_alone(compared, solar_cells, u
     assert first["log_me"] > second["log_me"]
     assert first["accuracy"] is not None
     assert (second["accuracy"], second["num_folds"], second["seconds"]["probe"]) == (None, None, None)
-    assert f"* {LITE0}: the only one with a probe." in printed.out
+    assert f"* {LITE0}: the only one that was probed." in printed.out
     assert f"Without a probe, as LogME is lower: {untrained}." in printed.out
 
 

@@ -316,6 +316,16 @@ def test_what_is_made_to_harm_is_refused_in_words_and_costs_little(cell_server, 
     answered(cell_server.post(files={"file": photo}))
 
 
+def test_other_paths_and_methods_are_told_the_way(cell_server):
+    for path, status, words in (
+        ("predict", 405, "'/predict' does not take GET"),
+        ("nowhere", 404, "There is no '/nowhere'"),
+    ):
+        answer = httpx.get(f"{cell_server.address}{path}")
+        assert answer.status_code == status
+        assert answer.json()["detail"].startswith(f"{words}. Send photos by POST to /predict")
+
+
 def test_a_photo_of_a_dozen_megapixels_is_answered(cell_server):
     answered(cell_server.post(files=[("file", png(5_000, 4_000))] * 3))
 

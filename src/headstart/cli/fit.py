@@ -199,9 +199,13 @@ def _train(job: Job, *, resume: bool) -> tuple[PhaseRecord, bool]:
     record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
     is_thaw = options.plan == "thaw"
     plan = None if is_thaw else named_plan_of(options)
-    num_frozen = options.unfreeze_at_epoch if plan is None else num_epochs_of_the_head_alone(plan, model)
-    if isinstance(data, ImageData):
-        data.show_fixed_views(options.views, until_epoch=num_frozen or 0)
+    num_fixed = 0  # epochs in which images are not augmented anew: the backbone is frozen
+    if data.kind == "images":
+        assert isinstance(data, ImageData)
+        num_fixed = (
+            options.unfreeze_at_epoch or 0 if plan is None else num_epochs_of_the_head_alone(plan, model)
+        )
+        data.show_fixed_views(options.views, until_epoch=num_fixed)
     callbacks: list[Callback] = [
         *(_freezing(model, options) if is_thaw else []),
         record,
@@ -225,7 +229,7 @@ def _train(job: Job, *, resume: bool) -> tuple[PhaseRecord, bool]:
         logger=loggers_of(folder, options.logger),
         log_every_n_steps=10,
         enable_model_summary=False,
-        reload_dataloaders_every_n_epochs=(num_frozen or 0) if isinstance(data, ImageData) else 0,
+        reload_dataloaders_every_n_epochs=num_fixed,
         reuse_frozen=job.reuse,
         **device_settings(options),
     )

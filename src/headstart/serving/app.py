@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -119,6 +120,17 @@ def make_app(predictor: Predictor, metadata: Mapping[str, Any], limits: Limits) 
     @app.exception_handler(RefusedError)
     async def refuse(_: Request, refused: RefusedError) -> Response:
         return Refusal(refused)
+
+    @app.exception_handler(HTTPException)
+    async def point_the_way(request: Request, error: HTTPException) -> Response:
+        path = request.url.path[:80]
+        what = (
+            f"There is no {path!r}"
+            if error.status_code == 404
+            else f"{path!r} does not take {request.method}"
+        )
+        detail = f"{what}. Send {facts.takes} by POST to /predict; GET has /, /model, /health, /metrics and /openapi.json."
+        return JSONResponse({"detail": detail}, status_code=error.status_code, headers=error.headers)
 
     @app.exception_handler(QueueFullError)
     async def refuse_for_now(_: Request, error: QueueFullError) -> Response:
