@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from headstart import loaders
 from headstart.callback import Callback
 from headstart.callbacks.finetuning import BaseFinetuning
-from headstart.callbacks.plan import PlanRunner
+from headstart.callbacks.plan import PlanRunner, runner_of
 from headstart.deferred import Reuse
 from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean, missing_dependency
 from headstart.seed import isolated_random_state
@@ -290,7 +290,7 @@ def find_lr(
         (30, 1e-08)
     """
     _check(trainer, min_lr=min_lr, max_lr=max_lr, num_training=num_training, mode=mode)
-    runner = next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
+    runner = runner_of(trainer)
     plan, index = (None, 0) if runner is None else (runner.plan, _number_of(runner, phase))
     if runner is None and phase is not None:
         raise MisconfigurationError(

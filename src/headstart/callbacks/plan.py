@@ -454,6 +454,11 @@ class PlanRunner(Callback):
         self._cost_is_said = True
 
 
+def runner_of(trainer: Trainer) -> PlanRunner | None:
+    """Give what follows a trainer's plan; `None` where it has none."""
+    return next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
+
+
 def table_of(plan: Plan, costs: list[tuple[int, int | None]]) -> str:
     """Give a plan as a table.
 

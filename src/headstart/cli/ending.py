@@ -79,18 +79,17 @@ def finish(job: Job, record: PhaseRecord, metrics: dict[str, Any], *, facts: lis
         metrics: What is known of the model.
         facts: Rows of the result's table: what was trained, and what was kept.
     """
-    is_held_back = job.data.test_set is not None
     begun = monotonic()
     tested = _judge(job)
     seconds = monotonic() - begun
-    if is_held_back:
+    if tested.part == "test":
         metrics = {**metrics, "test": tested.scores.to_dict(job.data.class_names)}
     if job.before is not None:
         after = forgetting.look(job.model, job.options)
         metrics = {**metrics, "forgetting": {"before": job.before.to_dict(), "after": after.to_dict()}}
         facts = [*facts, forgetting.fact_of(job.before, after, job.options)]
     save(job, record, metrics)
-    _show(job, tested, facts, is_held_back=is_held_back, seconds=seconds)
+    _show(job, tested, facts, seconds=seconds)
     job.story.tell(job, record=record, metrics=metrics, tested=tested)
     if job.options.from_scratch:  # last, for it takes as long again
         metrics = {**metrics, "from_scratch": _from_scratch(job, record)}
@@ -115,12 +114,10 @@ def _judge(job: Job) -> Judgement:
     )
 
 
-def _show(
-    job: Job, tested: Judgement, facts: list[tuple[str, str]], *, is_held_back: bool, seconds: float
-) -> None:
+def _show(job: Job, tested: Judgement, facts: list[tuple[str, str]], *, seconds: float) -> None:
     model, folder, scores = job.model, job.folder, tested.scores
     by_what = f"{counted(scores.num_samples, 'sample')} held back from training"
-    if not is_held_back:
+    if tested.part != "test":
         by_what = (
             f"{counted(scores.num_samples, 'sample')} of validation, by which the model was chosen: there is no test part, "
             "and these scores are too good"

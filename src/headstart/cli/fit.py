@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headstart.cli.phases import PhaseRecord
     from headstart.cli.run_folder import RunFolder
     from headstart.deferred import Reuse
+    from headstart.plan import Plan
     from headstart.tasks import Classifier
 
 _INTERRUPTED = 130
@@ -135,11 +136,11 @@ def _by_plan(job: Job, request: Request) -> int:
         from headstart.cli.findings import look_at_data
 
         job.story.findings = look_at_data(job.model, job.data, options, reuse=job.reuse)
-    record, was_interrupted = _train(job, resume=request.resume)
-    if options.plan == "thaw":
+    plan = None if options.plan == "thaw" else named_plan_of(options)
+    record, was_interrupted = _train(job, plan, resume=request.resume)
+    if plan is None:
         best_epoch = _restore_best(job.model, folder)
     else:  # a plan puts back the best weights of its last phase
-        plan = named_plan_of(options)
         best_epoch = record.best_epoch(plan.monitor, plan.mode)
     if was_interrupted and not record.phases:
         print("Interrupted before anything was learned: nothing is saved.")
@@ -183,22 +184,21 @@ def _by_auto(job: Job, request: Request) -> int:
 # ---- training
 
 
-def _train(job: Job, *, resume: bool) -> tuple[PhaseRecord, bool]:
-    """Train to the end or to Ctrl-C, and give the record and whether it was Ctrl-C."""
+def _train(job: Job, plan: Plan | None, *, resume: bool) -> tuple[PhaseRecord, bool]:
+    """Train by a plan, or `thaw` without one, to the end or to Ctrl-C; give the record and whether it was Ctrl-C."""
     from headstart.callbacks import LearningRateMonitor, LiveView, ModelCheckpoint
     from headstart.cli.arguments import device_settings
     from headstart.cli.curves import loggers_of
     from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
     from headstart.cli.phases import EarlyStoppingOnceUnfrozen, PhaseRecord
-    from headstart.cli.set_up import MONITOR, named_plan_of, num_epochs_of_the_head_alone
+    from headstart.cli.set_up import MONITOR, num_epochs_of_the_head_alone
     from headstart.data import ImageData
     from headstart.export.adapters import keep_adapters
     from headstart.trainer import Trainer
 
     model, data, options, folder = job.model, job.data, job.options, job.folder
     record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
-    is_thaw = options.plan == "thaw"
-    plan = None if is_thaw else named_plan_of(options)
+    is_thaw = plan is None
     num_fixed = 0  # epochs in which images are not augmented anew: the backbone is frozen
     if data.kind == "images":
         assert isinstance(data, ImageData)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from headstart import freezing
 from headstart.callback import Callback
 from headstart.callbacks import EarlyStopping
-from headstart.callbacks.plan import PlanRunner
+from headstart.callbacks.plan import PlanRunner, runner_of
 
 if TYPE_CHECKING:
     from headstart.module import LightningModule
@@ -72,7 +72,7 @@ class PhaseRecord(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a phase, if another one begins with this epoch."""
         self._settle()
-        runner = _runner(trainer)
+        runner = runner_of(trainer)
         if runner is not None:
             self._follow(runner, trainer, pl_module)
         elif freezing.is_frozen(_backbone(pl_module)):
@@ -84,7 +84,7 @@ class PhaseRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin a phase, if the plan's last one ended within this epoch."""
-        runner = _runner(trainer)
+        runner = runner_of(trainer)
         if runner is not None and len(self.phases) <= runner.phase:
             self._settle()
             self._follow(runner, trainer, pl_module)
@@ -150,10 +150,6 @@ class EarlyStoppingOnceUnfrozen(EarlyStopping):
         """While the backbone is frozen, let the check that follows not count."""
         if freezing.is_frozen(_backbone(pl_module)):
             self.rule.wait_count = -1
-
-
-def _runner(trainer: Trainer) -> PlanRunner | None:
-    return next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
 
 
 def _backbone(module: LightningModule) -> Any:

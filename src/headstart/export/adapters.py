@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headstart.backbones import Backbone, load_backbone
-from headstart.callbacks.plan import PlanRunner
+from headstart.callbacks.plan import runner_of
 from headstart.errors import MisconfigurationError, missing_dependency
 from headstart.export import prepare
 from headstart.export.compare import Logits
@@ -37,7 +37,7 @@ def keep_adapters(trainer: Trainer, model: Classifier, run: Path) -> None:
         model: Whose they are.
         run: The run's folder.
     """
-    runner = next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
+    runner = runner_of(trainer)
     if runner is None or not runner.adapters:
         return
     from peft import LoraConfig
