@@ -4,7 +4,7 @@ import pytest
 import timm
 import torchvision
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from headstart.backbones import load_backbone
 from headstart.errors import MisconfigurationError
@@ -105,6 +105,48 @@ def test_the_layers_of_a_transformer_are_its_blocks():
     assert [block[0].split(".")[1:4] for block in layout.blocks] == [
         ["embeddings", "word_embeddings", "weight"], *(["encoder", "layer", str(layer)] for layer in range(3)),
     ]  # fmt: skip
+
+
+def test_a_transformer_has_its_layers_as_blocks_however_deep_it_stands():
+    minilm = load_backbone("minilm")
+    layout = layout_of(Net(minilm, minilm.width))
+    assert [len(block) for block in layout.blocks] == [5, *[16] * 6]
+    config = BertConfig(
+        hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8, vocab_size=9
+    )
+    whole = layout_of(BertForSequenceClassification(config), backbone="")
+    assert whole.head == ("classifier.weight", "classifier.bias")
+    assert [block[0].partition("layer.")[2][:1] for block in whole.blocks] == ["", "0", "1", "2", ""]
+
+
+def test_what_stages_of_blocks_are_made_of_is_no_block():
+    def block():
+        return nn.Sequential(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU()))
+
+    class Stage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Module()
+            self.first.conv = block()
+            self.second = nn.Module()
+            self.second.conv = block()
+
+    class Stages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.high = Stage(), Stage()
+
+    assert [len(each) for each in layout_of(Net(Stages(), 1)).blocks] == [8, 8]
+
+
+def test_a_timm_model_within_a_wrapper_has_the_same_blocks_and_a_lone_norm_goes_with_what_is_before():
+    model = timm.create_model("convnext_atto", num_classes=0)
+    wrapper = nn.Module()
+    wrapper.body = model
+    bare, wrapped = layout_of(Net(model)).blocks, layout_of(Net(wrapper)).blocks
+    assert [len(block) for block in wrapped] == [len(block) for block in bare]
+    assert bare[-1][-2:] == ("backbone.head.norm.weight", "backbone.head.norm.bias")
+    assert len(bare[-1]) == 11
 
 
 @pytest.mark.parametrize("make", [toy, lambda: Net(torchvision.models.resnet50(), 1000), lambda: Net(load_backbone("efficientnet_lite0", pretrained=False))])  # fmt: skip

@@ -1,8 +1,8 @@
 """The parameters of a network by depth: its blocks in order, its head, its norms and biases; and words that choose among them.
 
-What is a block: of a network that says so itself (a `Backbone`, or a timm model with a `group_matcher`), what it says; of any
-other, the members of its lists of layers (a transformer's layers, a ResNet's stages) and everything beside them, in the order
-in which they were made. A norm that stands alone belongs with what comes before it.
+What is a block: of a timm model, what its `group_matcher` says; of any other network, the members of its lists of layers (a
+transformer's layers, the blocks of a ResNet's stages) and everything beside them, in the order in which they were made. A norm
+that stands alone belongs with what comes before it.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def blocks_in(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
         if not any(True for _ in child.parameters()):
             continue
         # Inside a list, its members stay whole; around one, a module (an encoder, say) is only its frame.
-        if _is_list(child) or (not _is_list(module) and any(_is_list(each) for each in child.children())):
+        if _is_list(child) or (not _is_list(module) and _is_frame(child)):
             yield from blocks_in(child, path)
         else:
             yield path, child
@@ -189,15 +189,47 @@ def _is_list(module: nn.Module) -> bool:
     return type(module) in {nn.Sequential, nn.ModuleList}
 
 
+def _is_frame(module: nn.Module) -> bool:
+    """Whether a module stands around lists of layers: around any at its first level, or, at any depth, layers of one class.
+
+    Deeper down only the latter count: a BERT within a wrapper has its layers there, a stage of residual blocks what each of
+    them is made of.
+    """
+    return any(_is_list(each) for each in module.children()) or any(
+        type(each) is nn.ModuleList and len(each) > 1 and len({type(layer) for layer in each}) == 1
+        for each in module.modules()
+    )
+
+
 def _blocks_of(network: nn.Module) -> list[list[str]]:
-    """Give the names of a network's parameters, block by block, input first."""
-    names = [name for name, _ in network.named_parameters()]
-    inner = getattr(network, "model", None)  # of a `Backbone`
-    if isinstance(inner, nn.Module) and hasattr(inner, "group_matcher"):
-        return [[f"model.{name}" for name in block] for block in _by_matcher(inner)]
-    if hasattr(network, "group_matcher"):
-        return _by_matcher(network)
-    return _by_prefix(names, [name for name, _ in blocks_in(network)], network)
+    """Give the names of a network's parameters, block by block, input first; a norm that stands alone goes with what is before."""
+    path, inner = _within_wrappers(network)
+    blocks = (
+        _by_prefix(network)
+        if inner is None
+        else [[path + name for name in each] for each in _by_matcher(inner)]
+    )
+    norms = _norms(network)
+    merged: list[list[str]] = []
+    for block in blocks:
+        if merged and norms.issuperset(block):
+            merged[-1] += block
+        elif block:
+            merged.append(block)
+    return merged
+
+
+def _within_wrappers(network: nn.Module) -> tuple[str, Any]:
+    """Give the timm model that a network is, or that modules around it only hold (a `Backbone`), and its prefix; or `None`."""
+    path = ""
+    while not hasattr(network, "group_matcher"):
+        parts = [
+            (name, each) for name, each in network.named_children() if any(True for _ in each.parameters())
+        ]
+        if len(parts) != 1 or any(True for _ in network.parameters(recurse=False)):
+            return "", None
+        path, network = f"{path}{parts[0][0]}.", parts[0][1]
+    return path, network
 
 
 def _by_matcher(network: Any) -> list[list[str]]:
@@ -207,22 +239,17 @@ def _by_matcher(network: Any) -> list[list[str]]:
     return [list(block) for _, block in sorted(groups.items())]
 
 
-def _by_prefix(names: list[str], prefixes: list[str], network: nn.Module) -> list[list[str]]:
+def _by_prefix(network: nn.Module) -> list[list[str]]:
     """Sort names to the blocks that they lie in; what lies in none (a class token, a position embedding) is the input's."""
+    names = [name for name, _ in network.named_parameters()]
+    prefixes = [name for name, _ in blocks_in(network)]
     if not prefixes:
-        return [names] if names else []
-    norms = _norms(network)
+        return [names]
     blocks: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
     for name in names:
         owner = next((each for each in prefixes if name.startswith(f"{each}.")), prefixes[0])
         blocks[owner].append(name)
-    merged: list[list[str]] = []
-    for block in blocks.values():
-        if merged and norms.issuperset(block):
-            merged[-1] += block
-        elif block:
-            merged.append(block)
-    return merged
+    return list(blocks.values())
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -47,8 +47,9 @@ def describe_failure(trainer: Trainer) -> str:
 def say_that_it_waits(trainer: Trainer) -> None:
     """Say which batch the run has been waiting for, long enough for a loader's process to hang."""
     loader = trainer.train_dataloader
+    workers = counted(loader.num_workers, "loader process", plural="loader processes")
     trainer.say(
-        f"Waiting for {LONG_WAIT:.0f} seconds for a batch from {loader.num_workers} loader processes: "
+        f"Waiting for {LONG_WAIT:.0f} seconds for a batch from {workers}: "
         f"{describe_batch(trainer)}. If one of them hangs, this does not end by itself: DataLoader(timeout=...) makes it "
         "an error."
     )

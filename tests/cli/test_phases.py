@@ -29,7 +29,7 @@ def record():
 def test_the_phases_of_a_plan_keep_their_names_and_begin_at_their_steps(record):
     assert [(each.name, each.trains, each.begins) for each in record.phases] == [
         ("head", "head", 0),
-        ("top", "head last block", 4),
+        ("top", "head, last block", 4),
         ("<all>", "all", 6),
     ]
     head, top, everything = (each.num_trainable for each in record.phases)

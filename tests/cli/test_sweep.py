@@ -85,7 +85,7 @@ def start(tmp_path):
 def test_a_sample_goes_through_each_backbone_once_in_the_whole_sweep_and_the_test_part_once_at_its_end(
     solar_cells, untrained, tmp_path, monkeypatch
 ):
-    make_model, test_loader, try_one = set_up.make_model, ClassificationData.test_dataloader, sweep._try_one
+    make_model, test_loader, run = set_up.make_model, ClassificationData.test_dataloader, Trials.run
     num_rows, tried, tests, recorded = Counter(), [], [], []
 
     def counted(options, data):
@@ -95,17 +95,18 @@ def test_a_sample_goes_through_each_backbone_once_in_the_whole_sweep_and_the_tes
         )
         return model
 
-    def remembered(*arguments):
-        try_one(*arguments)
+    def remembered(trials, *arguments):
+        outcome = run(trials, *arguments)
         tried.append(dict(num_rows))
-        recorded[:] = [arguments[3].num_computed]
+        recorded[:] = [trials.num_computed]
+        return outcome
 
     def looked_at(self):
         tests.append(len(tried))
         return test_loader(self)
 
     monkeypatch.setattr(set_up, "make_model", counted)
-    monkeypatch.setattr(sweep, "_try_one", remembered)
+    monkeypatch.setattr(Trials, "run", remembered)
     monkeypatch.setattr(ClassificationData, "test_dataloader", looked_at)
     plans = ("--plan", "head", "--plan", "linear_probe", "--backbone", LITE0, "--backbone", untrained)
     options = (*SMALL, *plans, "--trials", "7", "--epochs", "3")

@@ -482,7 +482,7 @@ def table_of(plan: Plan, costs: list[tuple[int, int | None]]) -> str:
         rate += f", {counted(phase.warmup_steps, 'step')} of warm-up" if phase.warmup_steps else ""
         cost = "" if flops is None else f"{flops / 1e9:.3g}"
         rows.append(
-            (phase.name, " ".join(phase.trains), f"{count:,}", rate, phase.norms, cost, phase.length())
+            (phase.name, ", ".join(phase.trains), f"{count:,}", rate, phase.norms, cost, phase.length())
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -80,7 +80,7 @@ def _open_data(
 ) -> ClassificationData:
     from headstart.data import ImageFolderData, TextTableData
     from headstart.data.opening import open_data
-    from headstart.data.records import RecordData
+    from headstart.data.record_data import RecordData
     from headstart.tasks import ImageClassifier, TextClassifier
 
     found = open_data(options.data, batch_size=options.batch_size, num_workers=options.num_workers)

@@ -91,7 +91,7 @@ class PhaseRecord(Callback):
 
     def _follow(self, runner: PlanRunner, trainer: Trainer, module: LightningModule) -> None:
         phase = runner.plan.phases[runner.phase]
-        self._begin(phase.name, " ".join(phase.trains), trainer, module)
+        self._begin(phase.name, ", ".join(phase.trains), trainer, module)
 
     def _begin(self, name: str, trains: str, trainer: Trainer, module: LightningModule) -> None:
         if not self.phases or self.phases[-1].name != name:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.columns import choose_label_column, choose_text_columns
-from headstart.data.records import PARTS, Part, RecordData, Records, files_by_part, label_as_text
+from headstart.data.record_data import Part, RecordData
+from headstart.data.records import PARTS, Records, files_by_part, label_as_text
 from headstart.errors import DataError, MisconfigurationError, missing_dependency
 
 _FILES = {".arrow": "arrow", ".parquet": "parquet"}

@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from headstart.data.records import Part, RecordData, Records, label_as_text
+from headstart.data.record_data import Part, RecordData
+from headstart.data.records import Records, label_as_text
 from headstart.data.shards import Shards
 from headstart.data.spool import write_shards
 from headstart.errors import DataError, MisconfigurationError

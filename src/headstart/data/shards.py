@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from headstart.data.images import IMAGE_SUFFIXES, is_no_damage
-from headstart.data.records import Part, RecordData, Records, files_by_part, label_as_text
+from headstart.data.record_data import Part, RecordData
+from headstart.data.records import Records, files_by_part, label_as_text
 from headstart.data.report import SetAside
 from headstart.errors import DataError
 
