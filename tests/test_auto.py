@@ -1,4 +1,6 @@
-"""The parts of the plan `auto`: reading, the candidates, the end of what is hopeless, calibration in the head."""
+"""The parts of the plan `auto`: reading, the candidates, the end of what is not worth its time, calibration in the head."""
+
+import math
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from headstart import LightningModule, Trainer
 from headstart.auto import (
     BLENDS,
     Candidates,
-    StopWhenHopeless,
+    StopEarly,
     fold_in_temperature,
     macro_f1,
     outputs_of,
@@ -116,6 +118,37 @@ def test_each_set_of_weights_is_predicted_once(scores):
     assert torch.allclose(net.head.weight, start + 0.007 / 3)
 
 
+def test_what_diverged_is_left_out_and_the_best_of_the_rest_is_what_was_fine_tuned():
+    net = Net()
+    found, _ = candidates_of(net)
+    found.add_tuned([moved(net, math.nan), moved(net, 0.5), moved(net, math.inf)], [0.9, 0.8, 0.1])
+    assert [each.name for each in found.found] == [
+        "head alone",
+        "fine-tuned",
+        *(f"blend {s:.0%}" for s in BLENDS),
+    ]
+    assert found.num_lost == 1
+    found.keep("fine-tuned")
+    assert torch.equal(net.head.weight, found.weights["fine-tuned"]["head.weight"])
+    found, _ = candidates_of(Net())
+    found.add_tuned([moved(net, math.nan)] * 3, [0.9, 0.9, 0.9])
+    assert [each.name for each in found.found] == ["head alone"]
+    assert found.num_lost == 3
+
+
+def test_the_soup_is_judged_by_the_score_that_is_asked_for():
+    asked, net = [], Net()
+
+    def score(predictions, targets):
+        asked.append(len(predictions))
+        return -float(len(asked))  # every further member makes it worse
+
+    found, y = candidates_of(net, score=score)
+    found.add_tuned([moved(net, 0.01), moved(net, 0.02)], [0.9, 0.8])
+    assert asked == [len(y)] * 2
+    assert not any(each.name.startswith("soup") for each in found.found)
+
+
 def test_without_fine_tuning_the_head_alone_is_the_only_candidate():
     found, _ = candidates_of(Net())
     found.add_tuned([], [])
@@ -133,48 +166,59 @@ def test_norms_get_their_statistics_anew_where_weights_are_blended_and_only_ther
     found.add_tuned([moved(net, 1.0)], [0.5])
 
 
-# ---- what is hopeless
+# ---- what is not worth its time
 
 
-class Falling(LightningModule):
-    """Its value at each validation is what it was given."""
+class Scripted(LightningModule):
+    """Its value and its loss at each validation are what it was given."""
 
-    def __init__(self, values):
+    def __init__(self, values, losses):
         super().__init__()
-        self.backbone, self.head, self.values = nn.Linear(4, 4), nn.Linear(4, 2), values
+        self.backbone, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.values, self.losses = values, losses
 
     def training_step(self, batch, batch_idx):
         return cross_entropy(self.head(self.backbone(batch[0])), batch[1])
 
     def validation_step(self, batch, batch_idx):
         self.log("val_f1", self.values[self.current_epoch])
+        self.log("val_loss", self.losses[self.current_epoch])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+FALLING = [1 / (epoch + 1) for epoch in range(8)]
+FLAT = [0.7, 0.69, 0.7, 0.68, 0.7, 0.69, 0.7, 0.69]
+
+
 @pytest.mark.parametrize(
-    ("values", "epochs"),
+    ("values", "losses", "epochs", "reason"),
     [
-        ([0.7, 0.69, 0.7, 0.68, 0.7, 0.69, 0.7, 0.69], 6),
-        ([0.7, 0.74, 0.78, 0.82, 0.86, 0.9, 0.9, 0.9], 8),
-        ([0.9] * 8, 8),
+        (FLAT, FALLING, 6, "has not come to the head's 0.850"),
+        ([0.7, 0.74, 0.78, 0.82, 0.86, 0.9, 0.9, 0.9], FALLING, 8, ""),
+        ([0.9] * 8, FALLING, 8, ""),  # the loss goes on falling
+        ([0.86 + epoch / 100 for epoch in range(8)], [1.0] * 8, 8, ""),  # the value goes on rising
+        ([0.9] * 8, [0.5, 0.4, *[0.4] * 6], 7, "neither val_f1 nor val_loss has been better since validation 2"),
+        ([0.9] * 8, [0.5, math.nan, *[0.5] * 6], 2, "it diverged, val_loss is nan"),
     ],
-)
-def test_fine_tuning_ends_when_it_stays_below_the_head_without_a_trend(values, epochs, capsys):
-    stop = StopWhenHopeless("val_f1", 0.85)
+)  # fmt: skip
+def test_fine_tuning_ends_where_it_is_not_worth_its_time(values, losses, epochs, reason, capsys):
+    stop = StopEarly("val_f1", 0.85)
     trainer = Trainer(
         max_epochs=8, callbacks=stop, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     loader = DataLoader(data(), batch_size=8)
-    trainer.fit(Falling(values), loader, loader)
+    trainer.fit(Scripted(values, losses), loader, loader)
     assert trainer.current_epoch == epochs
-    assert stop.is_stopped == (epochs < 8)
-    assert ("has not come to the head's 0.850" in capsys.readouterr().err) == stop.is_stopped
-    again = StopWhenHopeless("val_f1", 0.85)
+    assert reason in stop.reason
+    assert bool(stop.reason) == (epochs < 8)
+    assert stop.reason in capsys.readouterr().err
+    again = StopEarly("val_f1", 0.85)
     again.load_state_dict(stop.state_dict())
-    assert again.history == stop.history
+    assert again.state_dict().keys() == {"history", "losses", "reason"}
+    assert (again.history, again.reason) == (stop.history, stop.reason)
 
 
 # ---- the plan, the scores, the temperature

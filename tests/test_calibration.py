@@ -141,7 +141,9 @@ def test_calibration_error_with_fewer_samples_than_bins():
 def test_report_of_a_classifier_that_is_too_sure():
     logits, targets = sampled(1000, scale=3)
     report = calibrate(logits, targets)
-    assert report.temperature == fit_temperature(logits, targets) == pytest.approx(3, rel=0.15)
+    assert (
+        report.temperature == fit_temperature(logits, targets, doubt=1 / 1002) == pytest.approx(3, rel=0.15)
+    )
     assert report.ece_before > 0.1 > 0.06 > report.ece_after
     assert report.nll_before == pytest.approx(nll(logits, targets, 1.0))
     assert report.nll_after < report.nll_before
@@ -156,11 +158,47 @@ def test_after_is_judged_on_samples_that_took_no_part_in_the_fit():
     order = np.argsort(targets.numpy(), kind="stable")
     folds = [torch.as_tensor(order[0::2].copy()), torch.as_tensor(order[1::2].copy())]
     total = sum(
-        len(inside) * nll(logits[inside], targets[inside], fit_temperature(logits[outside], targets[outside]))
+        len(inside)
+        * nll(
+            logits[inside],
+            targets[inside],
+            fit_temperature(logits[outside], targets[outside], doubt=1 / (len(outside) + 2)),
+        )
         for inside, outside in [folds, folds[::-1]]
     )
     assert report.nll_after == pytest.approx(total / 60)
     assert report.nll_after > nll(logits, targets, report.temperature)
+
+
+def test_a_temperature_that_does_not_hold_up_is_not_taken():
+    """12 samples of logits that are right as they are: what they say of the temperature is noise."""
+    held_out, held_out_targets = sampled(4000, scale=1)
+    added, num_kept = [], 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        chosen = torch.randperm(4000)[:12]
+        report = calibrate(held_out[chosen], held_out_targets[chosen])
+        if report.temperature == 1:
+            num_kept += 1
+            assert (report.ece_after, report.nll_after) == (report.ece_before, report.nll_before)
+        else:
+            assert report.nll_after < report.nll_before
+        added.append(
+            nll(held_out, held_out_targets, report.temperature) - nll(held_out, held_out_targets, 1.0)
+        )
+    assert num_kept >= 20
+    assert max(added) < 0.5  # without the two precautions, 1.1
+    assert np.mean(added) < 0.05
+
+
+def test_one_sample_says_nothing_of_the_temperature():
+    report = calibrate([[3.0, 0.0]], [1])
+    assert report.temperature == 1
+    assert (
+        report.nll_after
+        == report.nll_before
+        == pytest.approx(nll(torch.tensor([[3.0, 0.0]]), torch.tensor([1]), 1.0))
+    )
 
 
 def test_report_of_fewer_samples_than_folds():
@@ -181,7 +219,6 @@ def test_report_of_fewer_samples_than_folds():
         (lambda: fit_temperature([[0.0, 1.0]], [1], doubt=0.5), "doubt is 0.5; expected 0 or more and less"),
         (lambda: expected_calibration_error([[2.0, 1.0]], [0]), r"Received logits\? Pass torch.softmax"),
         (lambda: expected_calibration_error([[1.0, 0.0]], [0], num_bins=0), "num_bins is 0"),
-        (lambda: calibrate([[1.0, 0.0]], [0]), "Received 1 sample; cross-fitting needs 2"),
         (lambda: calibrate([[1.0, 0.0]] * 4, [0] * 4, num_folds=6), "num_folds is 6; expected 2 to 5"),
     ],
 )

@@ -8,6 +8,7 @@ validation samples, and the cheapest that is not shown to be worse than the best
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,7 @@ from headstart.plan import Phase, Plan
 from headstart.plans import TUNING_LAYER_DECAY, TUNING_LR
 from headstart.probe import Probe, fit_probe
 from headstart.trainer import Trainer
+from headstart.words import counted
 
 if TYPE_CHECKING:
     from headstart.deferred import Reuse
@@ -144,54 +146,69 @@ def tuning_plan(
     return Plan(name="auto", phases=(phase,))
 
 
-class StopWhenHopeless(Callback):
-    """Ends fine-tuning that stays below the head alone and does not look like passing it.
+class StopEarly(Callback):
+    """Ends fine-tuning that is not worth its time: it diverged, stays below the head alone, or has nothing more to gain.
+
+    Nothing more to gain: neither the monitored value nor the loss has been better than ever for `patience + 1` validations.
+    Both, for accuracy goes on rising where the loss no longer falls, and the loss goes on falling where all is right already.
 
     Args:
-        monitor: The logged value that is watched.
+        monitor: The logged value that is watched, higher is better.
         reference: The head's.
-        mode: Whether lower or higher is better.
+        loss: The name of the logged loss.
         patience: How many validations the trend looks back.
 
     Attributes:
-        history: The value at each validation.
-        is_stopped: Whether it ended the run.
+        history: The monitored value at each validation.
+        losses: The loss at each validation.
+        reason: Why it ended the run; empty where it did not.
     """
 
-    def __init__(
-        self, monitor: str, reference: float, *, mode: Literal["min", "max"] = "max", patience: int = 4
-    ) -> None:
+    def __init__(self, monitor: str, reference: float, *, loss: str = "val_loss", patience: int = 4) -> None:
         super().__init__()
         self.monitor = monitor
         self.reference = reference
-        self.mode: Literal["min", "max"] = mode
+        self.loss = loss
         self.patience = patience
         self.history: list[float] = []
-        self.is_stopped = False
+        self.losses: list[float] = []
+        self.reason = ""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the value."""
+        """Look at the values."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.history.append(float(trainer.callback_metrics[self.monitor]))
-        self.is_stopped = is_hopeless(
-            self.history, self.reference, patience=self.patience, mode=self.mode, min_checks=self.patience + 1
-        )
-        if self.is_stopped:
+        self.losses.append(float(trainer.callback_metrics[self.loss]))
+        self.reason = self._reason()
+        if self.reason:
             trainer.should_stop = True
-            trainer.say(
-                f"Fine-tuning ends: after {len(self.history)} validations {self.monitor} has not come to the head's "
-                f"{self.reference:.3f} (last {self.history[-1]:.3f}), and is not on its way there."
+            trainer.say(f"Fine-tuning ends after {counted(len(self.history), 'validation')}: {self.reason}.")
+
+    def _reason(self) -> str:
+        history, losses = self.history, self.losses
+        if not math.isfinite(losses[-1]):
+            return f"it diverged, {self.loss} is {losses[-1]}"
+        if is_hopeless(
+            history, self.reference, patience=self.patience, mode="max", min_checks=self.patience + 1
+        ):
+            return (
+                f"{self.monitor} has not come to the head's {self.reference:.3f} (last {history[-1]:.3f}), and is not on its "
+                "way there"
             )
+        last_gain = max(history.index(max(history)), losses.index(min(losses)))
+        if len(history) - 1 - last_gain > self.patience:
+            return f"neither {self.monitor} nor {self.loss} has been better since validation {last_gain + 1}"
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far."""
-        return {"history": list(self.history), "is_stopped": self.is_stopped}
+        return {"history": list(self.history), "losses": list(self.losses), "reason": self.reason}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.history = list(state_dict["history"])
-        self.is_stopped = bool(state_dict["is_stopped"])
+        self.history, self.losses = list(state_dict["history"]), list(state_dict["losses"])
+        self.reason = str(state_dict["reason"])
 
 
 # ---- the candidates
@@ -204,6 +221,10 @@ class _Tried:
     weights: Weights
     predictions: Tensor
 
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.predictions.isfinite().all())
+
 
 class Candidates:
     """What may be kept: each one's weights, and what it says of the validation samples.
@@ -215,6 +236,12 @@ class Candidates:
         targets: Their class indices (N,).
         predict: Gives the log-probabilities of the model as it is.
         renew_norms: Gives the model's batch norms statistics anew, where weights were blended; `None` where they are kept.
+        score: By which a soup takes a moment in: of log-probabilities (N, C) and targets, higher is better.
+
+    Attributes:
+        weights: By the name of each.
+        found: What may be kept.
+        num_lost: How many sets of weights were left out, because what they say is not a finite number: fine-tuning diverged.
     """
 
     def __init__(
@@ -226,11 +253,14 @@ class Candidates:
         targets: Tensor,
         predict: Callable[[], Tensor],
         renew_norms: Callable[[], Any] | None = None,
+        score: Callable[[Tensor, Tensor], float] | None = None,
     ) -> None:
         self._model = model
         self._targets = targets
         self._predict = predict
         self._renew_norms = renew_norms if has_batch_norms(model) else None
+        self._score = score or accuracy
+        self.num_lost = 0
         self._head = {name: value.clone() for name, value in head.items()}
         self.weights: dict[str, Weights] = {HEAD: self._head}
         self.found: list[Candidate] = [Candidate(HEAD, 0.0, predictions)]
@@ -242,25 +272,26 @@ class Candidates:
             states: The weights at the best moments.
             scores: Of each, higher is better.
         """
-        if not states:
-            return
         order = sorted(range(len(states)), key=lambda index: -scores[index])
         moments = [states[index] for index in order]
-        best = self._try(moments[0])
+        while moments and not (best := self._try(moments[0])).is_finite:
+            moments, order, self.num_lost = moments[1:], order[1:], self.num_lost + 1
+        if not moments:
+            return
         self._add(TUNED, 1.0, best)
         for share in BLENDS:
-            blend = self._try_blend(interpolate(self._head, moments[0], share))
-            self._add(f"blend {share:.0%}", share, blend)
+            self._add(
+                f"blend {share:.0%}", share, self._try_blend(interpolate(self._head, moments[0], share))
+            )
         if len(moments) == 1:
             return
         soups: list[_Tried] = []
 
-        def accuracy(weights: Weights) -> float:
+        def score(weights: Weights) -> float:
             soups.append(self._try_blend(weights) if soups else best)  # the first is the best moment alone
-            predicted = soups[-1].predictions.argmax(dim=1)
-            return float((predicted == self._targets).double().mean())
+            return self._score(soups[-1].predictions, self._targets) if soups[-1].is_finite else -math.inf
 
-        _, members = greedy_soup(moments, [scores[index] for index in order], accuracy)
+        _, members = greedy_soup(moments, [scores[index] for index in order], score)
         if len(members) > 1:
             # One soup was tried for each moment; the one with the last member is what was kept.
             self._add(f"{SOUP} of {len(members)}", 1.5, soups[members[-1]])
@@ -274,6 +305,9 @@ class Candidates:
         return next(each.predictions for each in self.found if each.name == name)
 
     def _add(self, name: str, cost: float, tried: _Tried) -> None:
+        if not tried.is_finite:
+            self.num_lost += 1
+            return
         self.weights[name] = tried.weights
         self.found.append(Candidate(name, cost, tried.predictions))
 
@@ -290,6 +324,16 @@ class Candidates:
     def _tried(self) -> _Tried:
         weights = {key: value.detach().clone() for key, value in self._model.state_dict().items()}
         return _Tried(weights, self._predict())
+
+
+def accuracy(predictions: Tensor, targets: Tensor) -> float:
+    """Give the accuracy of log-probabilities (N, C) or logits.
+
+    Example:
+        >>> accuracy(torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), torch.tensor([0, 0]))
+        0.5
+    """
+    return float((predictions.argmax(dim=1) == targets).double().mean())
 
 
 def macro_f1(predictions: Tensor, targets: Tensor) -> float:

@@ -110,6 +110,28 @@ def test_where_fine_tuning_ruins_the_model_the_head_alone_is_kept(solar_cells, t
     assert "kept" in lines
 
 
+def test_where_fine_tuning_diverges_it_ends_at_once_and_the_head_alone_is_kept(solar_cells, tmp_path, capsys):
+    options = ("--image_size", "64", "--batch_size", "8", "--epochs", "4", "--lr", "1e8")
+    with pytest.warns(UserWarning, match="A loss was NaN or infinite"):
+        assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
+    lines = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"ended early: it diverged, val_loss is (nan|inf)", lines)
+    metadata = read_metadata(tmp_path / "run")
+    assert metadata["metrics"]["choice"]["chosen"] == "head alone"
+    assert load_artefact(tmp_path / "run").class_names == ["defective", "functional"]
+
+
+def test_a_validation_part_of_one_sample_is_enough_for_a_model(solar_cells, tmp_path, capsys):
+    for part, count in (("train", 8), ("val", 1)):
+        for name in ("defective", "functional")[: 1 if part == "val" else 2]:
+            (tmp_path / "cells" / part / name).mkdir(parents=True)
+            for photo in sorted((solar_cells / name).iterdir())[-count:]:
+                (tmp_path / "cells" / part / name / photo.name).symlink_to(photo)
+    run = tmp_path / "run"
+    assert fit.run([str(tmp_path / "cells"), "--out", str(run), *SMALL[:4], "--epochs", "1"]) == 0
+    assert read_metadata(run)["metrics"]["calibration"]["temperature"] == 1
+
+
 def test_a_run_that_ctrl_c_ended_goes_on_bit_for_bit(finished, solar_cells, fit_in_second_process, tmp_path):
     run = tmp_path / "run"
     process = fit_in_second_process(solar_cells, "--out", run, *SMALL)

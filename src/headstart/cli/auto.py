@@ -84,7 +84,7 @@ class _Tuning:
     """What fine-tuning came to: its best moments by validation, by their checkpoints."""
 
     record: PhaseRecord
-    hopeless: auto.StopWhenHopeless
+    stop: auto.StopEarly
     moments: dict[str, float]
     is_interrupted: bool
 
@@ -173,7 +173,7 @@ def _finetune(
 ) -> _Tuning:
     """Train everything from the fitted head, to the end or to Ctrl-C."""
     record, interrupt = PhaseRecord(), Interrupt(folder.last_checkpoint)
-    hopeless = auto.StopWhenHopeless("val_f1", head.f1)
+    stop = auto.StopEarly("val_f1", head.f1)
     moments = ModelCheckpoint(
         folder.last_checkpoint.parent,
         filename="moment-{step}",
@@ -197,7 +197,7 @@ def _finetune(
             is_timed=options.time is not None,
         ),
         max_time=None if options.time is None else timedelta(seconds=seconds_of(options.time)),
-        callbacks=[record, interrupt, hopeless, rates, LiveView(monitor="val_f1", mode="max"), moments],
+        callbacks=[record, interrupt, stop, rates, LiveView(monitor="val_f1", mode="max"), moments],
         val_check_interval=0.5 if is_twice_an_epoch else 1.0,
         check_val_every_n_epoch=1 if is_twice_an_epoch else -(-epochs // _MOST_VALIDATIONS),
         logger=loggers,
@@ -209,7 +209,7 @@ def _finetune(
     is_interrupted = fit_until_ctrl_c(trainer, model, data, interrupt, resume=resume)
     return _Tuning(
         record=record,
-        hopeless=hopeless,
+        stop=stop,
         moments={path: float(value) for path, value in moments.best_k_models.items()},
         is_interrupted=is_interrupted,
     )
@@ -220,6 +220,7 @@ def _choose(
 ) -> Outcome:
     """Judge all candidates on the validation part, keep one, and calibrate it."""
     begun = monotonic()
+    metric: Metric = "macro_f1" if options.class_weights == "balanced" else "accuracy"
 
     def predict() -> Tensor:
         view = LiveView(title="choice: validation")
@@ -238,10 +239,15 @@ def _choose(
         targets=head.targets,
         predict=predict,
         renew_norms=renew_norms if model.kind == "text" else None,  # those of images kept their statistics
+        score=auto.macro_f1 if metric == "macro_f1" else auto.accuracy,
     )
     states = [read_checkpoint(path)["state_dict"] for path in tuning.moments]
     candidates.add_tuned(states, list(tuning.moments.values()))
-    metric: Metric = "macro_f1" if options.class_weights == "balanced" else "accuracy"
+    if candidates.num_lost:
+        count = counted(candidates.num_lost, "set of weights", plural="sets of weights")
+        print(
+            f"Left out: {count} of fine-tuning, as what they predict is no finite number. A smaller --lr may help."
+        )
     choice = choose(candidates.found, head.targets, metric=metric, seed=options.seed)
     optimism = expected_optimism(candidates.found, head.targets, metric=metric, seed=options.seed)
     candidates.keep(choice.chosen)
@@ -305,8 +311,8 @@ def _facts(
     for phase in tuning.record.phases[-1:]:
         count = counted(phase.epochs, "epoch")
         line = f"{count}, {phase.num_trainable:,} parameters train; {output.duration(phase.seconds)}"
-        if tuning.hopeless.is_stopped:
-            line += "\nstopped: it stayed below the head alone"
+        if tuning.stop.reason:
+            line += f"\nended early: {tuning.stop.reason}"
         facts.append(("fine-tuning", line))
     best = "the best by validation"
     if choice.chosen != choice.best:
