@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
 
+from headstart.backbones import load_backbone
+from headstart.deferred import Reuse
 from headstart.errors import MisconfigurationError
-from headstart.probe import fit_probe, fit_probe_in_batches
+from headstart.probe import fit_probe, fit_probe_in_batches, stored_features
 from tests.probe.problems import OBJECTIVE, new_data, objective, standardized
 
 FEATURES, TARGETS = new_data(20, 3, 2)
@@ -78,3 +81,26 @@ def test_batches_that_change_between_passes_are_refused():
             num_classes=2,
             strengths=[1.0],
         )
+
+
+def test_features_come_from_the_store_and_each_sample_goes_through_the_network_once():
+    """More samples than fit in memory: the frozen network's work lies in a file, and every pass reads it there."""
+    torch.manual_seed(0)
+    images, targets = torch.randn(48, 3, 32, 32), torch.arange(48) % 2
+    images[targets == 1] += 0.5
+    backbone = load_backbone("efficientnet_lite0").eval().requires_grad_(False)
+    loader = DataLoader(TensorDataset(images, targets), batch_size=8)
+    reuse = Reuse(backbone, setting="exact", memory_limit=0, min_gain=0, say=lambda line: None)
+    batches = stored_features(backbone, loader, reuse=reuse)
+    probe = fit_probe_in_batches(batches, num_features=backbone.width, num_classes=2, strengths=[0.1])
+    assert reuse.report().num_computed == 48
+    assert reuse.report().num_looked_up > 5 * 48
+    with torch.no_grad():
+        features = torch.cat([backbone(batch) for batch, _ in loader])
+    ones = torch.ones(48, dtype=torch.float64)
+    scaled, scale, mean = standardized(features)
+    in_memory, in_batches = (
+        objective(each.weight * scale, each.bias + each.weight @ mean, scaled, targets, 0.1, ones)
+        for each in (fit_probe(features, targets, strengths=[0.1]), probe)
+    )
+    assert in_batches == pytest.approx(in_memory, rel=OBJECTIVE)

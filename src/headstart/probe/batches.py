@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from headstart.deferred import Reuse, real_values
 from headstart.errors import MisconfigurationError
 from headstart.probe.checks import check_counts, check_features, check_strengths, check_targets
 from headstart.probe.logistic import STRENGTHS
@@ -37,7 +39,8 @@ def fit_probe_in_batches(
     covariance and about 50 times the weights of all strengths.
 
     Args:
-        batches: Gives the batches anew whenever it is called, always the same samples: features (B, D), targets (B,).
+        batches: Gives the batches anew whenever it is called, always the same samples: features (B, D), targets (B,);
+            `stored_features` makes them of a frozen network and a loader.
         num_features: D.
         num_classes: C; each needs a sample.
         strengths: Values of `C` as in `fit_probe`.
@@ -81,6 +84,32 @@ def fit_probe_in_batches(
     )
     best = min(range(len(path)), key=lambda index: rows[index].log_loss)
     return Probe(*fits[best], strength=path[best], path=tuple(rows), accuracy=rows[best].accuracy)
+
+
+def stored_features(network: nn.Module, loader: Any, *, reuse: Reuse) -> Batches:
+    """Give what a frozen network makes of a loader's samples, batch by batch from the store: computed in the first pass alone.
+
+    Args:
+        network: Frozen and in evaluation mode; gives features (B, D).
+        loader: A torch `DataLoader` without shuffling, of batches `(inputs, targets)`.
+        reuse: Where the features are stored, in memory or on disk.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from headstart.deferred import Reuse
+        >>> network = torch.nn.Flatten().eval()
+        >>> loader = DataLoader([(torch.ones(2, 2), index % 2) for index in range(4)], batch_size=2)
+        >>> batches = stored_features(network, loader, reuse=Reuse(network, say=lambda line: None))
+        >>> [features.shape for features, targets in batches()]
+        [torch.Size([2, 4]), torch.Size([2, 4])]
+    """
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            for inputs, targets in reuse.batches(loader):
+                yield real_values((network(inputs), targets))
+
+    return batches
 
 
 class _Stream:
