@@ -47,6 +47,9 @@ from headstart.scores import Estimate, confusion_matrix, score
 
 Metric = Literal["accuracy", "log_loss", "macro_f1"]
 
+# As people call them.
+METRIC_NAMES: dict[str, str] = {"accuracy": "accuracy", "log_loss": "log loss", "macro_f1": "macro-F1"}
+
 _METRIC_LEVEL = 0.25  # both from the simulation in tests/test_choice.py
 _LOG_LOSS_LEVEL = 0.10
 _NUM_RESAMPLES = 2000
@@ -159,7 +162,7 @@ class Choice:
     def reason(self) -> str:
         """Why the chosen one was chosen, in a sentence."""
         intervals = f"{self.num_samples} validation samples, {self.confidence * 100:g} % intervals"
-        metric = {"macro_f1": "macro-F1"}.get(self.metric, self.metric.replace("_", " "))
+        metric = METRIC_NAMES[self.metric]
         if self.chosen == self.best:
             is_cheapest = self.chosen == min(self.candidates, key=lambda each: each.cost).name
             rest = "" if is_cheapest else ", and nothing cheaper is as good"

@@ -14,6 +14,8 @@ from headstart import auto
 from headstart.artefact import load_artefact, read_metadata
 from headstart.choice import choose, expected_optimism
 from headstart.cli import fit, set_up
+from headstart.cli.inference import scores_of
+from headstart.cli.options import parse
 from headstart.errors import MisconfigurationError
 from headstart.plan import Phase, Plan
 
@@ -94,6 +96,32 @@ def test_without_a_test_part_it_is_said_how_much_too_good_the_score_is(
 def test_with_a_test_part_the_optimism_is_kept_and_not_printed(finished):
     assert read_metadata(finished[0])["metrics"]["choice"]["expected_optimism"] >= 0
     assert "is expected to be too good" not in " ".join(finished[1].split())
+
+
+def test_what_the_choice_gained_or_cost_is_told_by_the_test_part(finished, solar_cells):
+    """Not only what was kept is tested; nothing is chosen by it."""
+    run, printed, _ = finished
+    metrics = read_metadata(run)["metrics"]
+    choice, name = metrics["choice"], {"macro_f1": "macro-F1"}.get(metrics["choice"]["metric"], "accuracy")
+    others = {"head alone", "fine-tuned"} - {choice["chosen"]}
+    assert set(choice["tested"]) == others
+    values = {each: choice["tested"][each][choice["metric"]]["value"] for each in others}
+    kept = metrics["test"][choice["metric"]]["value"]
+    cost = max(values.values()) - kept
+    row = rf"choice {name} in the test: kept {kept:.3f}, "
+    row += ", ".join(f"{each} {values[each]:.3f}" for each in ("head alone", "fine-tuned") if each in others)
+    row += f"; the choice cost {cost:.3f}" if cost > 0 else ""
+    assert row in " ".join(printed.split())
+    # The weights that are saved are those that were kept.
+    model, data = (
+        load_artefact(run),
+        set_up.open_data(parse([str(solar_cells), "--out", "unused", *SMALL]).options),
+    )
+    data.set_preprocessing(model.preprocessing)
+    assert (
+        scores_of(model, data.test_dataloader(), accelerator="cpu").accuracy.to_dict()
+        == metrics["test"]["accuracy"]
+    )
 
 
 def test_where_fine_tuning_ruins_the_model_the_head_alone_is_kept(solar_cells, tmp_path, capsys):

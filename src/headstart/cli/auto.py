@@ -13,7 +13,7 @@ from headstart import auto, freezing
 from headstart.blending import reestimate_batch_norms
 from headstart.callbacks import LearningRateMonitor, LiveView, ModelCheckpoint
 from headstart.checkpoint import read_checkpoint
-from headstart.choice import Choice, Metric, choose, expected_optimism
+from headstart.choice import METRIC_NAMES, Choice, Metric, choose, expected_optimism
 from headstart.cli import output
 from headstart.cli.arguments import device_settings
 from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
@@ -319,9 +319,8 @@ def _facts(
         best = f"not shown to be worse than {choice.best}, {best}"
     line = f"{choice.chosen}: of {len(choice.candidates)} candidates {best}; {output.duration(seconds)}"
     if optimism is not None and len(choice.candidates) > 1:
-        metric = {"macro_f1": "macro-F1", "log_loss": "log loss"}.get(choice.metric, choice.metric)
         about = "about" if choice.chosen == choice.best else "no more than about"
-        line += f"\nas these samples chose it, its {metric} on them is expected to be too good by {about} {optimism:.3f}"
+        line += f"\nas these samples chose it, its {METRIC_NAMES[choice.metric]} on them is expected to be too good by {about} {optimism:.3f}"
     facts.append(("kept", line))
     line = (
         f"temperature {calibration.temperature:.2f}: calibration error {calibration.ece_before:.3f} before, "

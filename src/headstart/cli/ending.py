@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from headstart.artefact import save_artefact
+from headstart.auto import HEAD, TUNED
+from headstart.choice import METRIC_NAMES
 from headstart.cli import forgetting, output
 from headstart.cli.arguments import device_settings
 from headstart.cli.curves import places_of
-from headstart.cli.inference import features_and_probabilities_of, scores_from
+from headstart.cli.inference import features_and_probabilities_of, scores_from, scores_of
 from headstart.cli.story import Judgement
 from headstart.data import TextTableData
 from headstart.words import counted
 
 if TYPE_CHECKING:
+    from headstart.auto import Candidates
     from headstart.cli.forgetting import Look
     from headstart.cli.options import FitOptions
     from headstart.cli.phases import PhaseRecord
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from headstart.cli.story import Story
     from headstart.data import ClassificationData
     from headstart.deferred import Reuse
+    from headstart.scores import Scores
     from headstart.tasks import Classifier
 
 
@@ -84,6 +89,10 @@ def finish(job: Job, record: PhaseRecord, metrics: dict[str, Any], *, facts: lis
     seconds = monotonic() - begun
     if tested.part == "test":
         metrics = {**metrics, "test": tested.scores.to_dict(job.data.class_names)}
+        if job.story.candidates is not None:
+            others = _test_others(job, job.story.candidates, kept=metrics["choice"]["chosen"])
+            metrics["choice"] = {**metrics["choice"], "tested": others}
+            facts = [*facts, *_fact_of_choice(metrics["choice"], tested.scores)]
     if job.before is not None:
         after = forgetting.look(job.model, job.options)
         metrics = {**metrics, "forgetting": {"before": job.before.to_dict(), "after": after.to_dict()}}
@@ -112,6 +121,33 @@ def _judge(job: Job) -> Judgement:
         targets=targets,
         scores=scores_from(probabilities, targets),
     )
+
+
+def _test_others(job: Job, candidates: Candidates, *, kept: str) -> dict[str, dict[str, Any]]:
+    """Give test scores of the head alone and of fine-tuning where they were not kept: what the choice gained, or cost."""
+    weights = {name: value.clone() for name, value in job.model.state_dict().items()}
+    found = {}
+    for name in (HEAD, TUNED):
+        if name in candidates.weights and name != kept:
+            candidates.keep(name)
+            settings = {**device_settings(job.options), "reuse_frozen": False}  # a single pass each
+            scores = scores_of(job.model, job.data.test_dataloader(), **settings)
+            found[name] = {"accuracy": scores.accuracy.to_dict(), "macro_f1": scores.macro_f1.to_dict()}
+    job.model.cpu().load_state_dict(weights)
+    return found
+
+
+def _fact_of_choice(choice: Mapping[str, Any], kept: Scores) -> list[tuple[str, str]]:
+    """Give the row of the result's table that says what the choice gained or cost, on the test part."""
+    metric = choice["metric"]
+    own: float = getattr(kept, metric).value
+    others = {name: found[metric]["value"] for name, found in choice["tested"].items()}
+    if not others:
+        return []
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
+    line = f"{METRIC_NAMES[metric]} in the test: kept {own:.3f}, {listed}"
+    cost = max(others.values()) - own
+    return [("choice", f"{line}; the choice cost {cost:.3f}" if cost > 0 else line)]
 
 
 def _show(job: Job, tested: Judgement, facts: list[tuple[str, str]], *, seconds: float) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headstart.artefact import read_metadata
-from headstart.auto import HEAD, TUNED
+from headstart.auto import HEAD
 from headstart.calibration import expected_calibration_error
 from headstart.cli.arguments import device_settings
 from headstart.cli.inference import scores_of
@@ -33,13 +33,11 @@ if TYPE_CHECKING:
     from headstart.auto import Candidates
     from headstart.cli.ending import Job
     from headstart.cli.findings import DataFindings
-    from headstart.cli.options import FitOptions
     from headstart.cli.phases import PhaseRecord
     from headstart.cli.run_folder import RunFolder
     from headstart.data import ClassificationData
     from headstart.deferred import Reuse
     from headstart.scores import Scores
-    from headstart.tasks import Classifier
 
 # Samples of each list that the page shows: of predictions, and of the data.
 _NUM_PREDICTIONS, _NUM_SHOWN = 12, 24
@@ -81,7 +79,7 @@ class Story:
     reuse: Reuse | Literal[False]
     findings: DataFindings | None = None
     candidates: Candidates | None = None
-    _others: dict[str, Scores] | None = field(default=None, init=False)
+    _validated: Scores | None = field(default=None, init=False)
 
     def tell(self, job: Job, *, record: PhaseRecord, metrics: Mapping[str, Any], tested: Judgement) -> None:
         """Write the facts, and the page that is made from them where plotly is there; nothing where there is to be none.
@@ -95,8 +93,9 @@ class Story:
         if self.findings is None:
             return
         model, data, options, folder = job.model, job.data, job.options, job.folder
-        if self._others is None:
-            self._others = _others_tested(model, data, options, metrics, tested, self.candidates)
+        if self._validated is None and tested.part == "test" and "choice" not in metrics:
+            settings = {**device_settings(options), "reuse_frozen": False}  # a single pass
+            self._validated = scores_of(model, data.val_dataloader(), **settings)
         if not folder.is_ours:
             return
         facts = {
@@ -112,7 +111,7 @@ class Story:
             },
             "data": data.report.to_dict(),
             **_scores(data, folder, metrics, tested),
-            "candidates": _candidates(options.plan, metrics, self.findings, tested, self._others),
+            "candidates": _candidates(options.plan, metrics, self.findings, tested, self._validated),
             "has_from_scratch": "from_scratch" in metrics,
             "learning": {
                 **read_curves(folder.metrics_file, record.epochs),
@@ -173,29 +172,6 @@ def peak_memory() -> int | None:
     return found if sys.platform == "darwin" else found * 1024
 
 
-def _others_tested(
-    model: Classifier,
-    data: ClassificationData,
-    options: FitOptions,
-    metrics: Mapping[str, Any],
-    tested: Judgement,
-    candidates: Candidates | None,
-) -> dict[str, Scores]:
-    """Give test scores of the head alone and of fine-tuning where they were not kept; for other plans, validation scores."""
-    settings = {**device_settings(options), "reuse_frozen": False}  # a single pass each
-    if tested.part != "test":
-        return {}
-    if candidates is None:
-        return {"validation": scores_of(model, data.val_dataloader(), **settings)}
-    kept, found = {name: value.clone() for name, value in model.state_dict().items()}, {}
-    for name in (HEAD, TUNED):
-        if name in candidates.weights and name != metrics["choice"]["chosen"]:
-            candidates.keep(name)
-            found[name] = scores_of(model, data.test_dataloader(), **settings)
-    model.cpu().load_state_dict(kept)
-    return found
-
-
 def _scores(
     data: ClassificationData, folder: RunFolder, metrics: Mapping[str, Any], tested: Judgement
 ) -> dict[str, Any]:
@@ -219,9 +195,12 @@ def _candidates(
     metrics: Mapping[str, Any],
     findings: DataFindings,
     tested: Judgement,
-    others: Mapping[str, Scores],
+    validated: Scores | None,
 ) -> list[dict[str, Any]]:
-    """Give what stands side by side: the head alone, fine-tuned, blended, from scratch; each by validation and test."""
+    """Give what stands side by side: the head alone, fine-tuned, blended, from scratch; each by validation and test.
+
+    `validated`: the scores on the validation part of a model that was not chosen by `auto`; `None` where `tested` are those.
+    """
 
     def both(scores: Scores | None) -> dict[str, Any] | None:
         return (
@@ -233,9 +212,10 @@ def _candidates(
     rows: list[dict[str, Any]] = []
     kept_test = both(tested.scores) if tested.part == "test" else None
     if "choice" in metrics:
+        others = metrics["choice"].get("tested", {})
         for each in metrics["choice"]["candidates"]:
             is_kept = each["name"] == metrics["choice"]["chosen"]
-            test = kept_test if is_kept else both(others.get(each["name"]))
+            test = kept_test if is_kept else others.get(each["name"])
             rows.append({"name": each["name"], "val": each, "test": test, "is_kept": is_kept, "note": ""})
     else:
         head = findings.head
@@ -249,7 +229,7 @@ def _candidates(
                 "note": note,
             }
         )
-        validation = both(tested.scores) if tested.part == "val" else both(others.get("validation"))
+        validation = both(tested.scores if tested.part == "val" else validated)
         rows.append(
             {"name": f"plan {plan}", "val": validation, "test": kept_test, "is_kept": True, "note": ""}
         )

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from headstart.choice import METRIC_NAMES
 from headstart.words import counted
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from headstart.sweep.space import Space
     from headstart.sweep.study import Study
 
-_METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss"}
 # Rows of the table on the terminal; the files have all.
 _MOST_ROWS = 20
 
@@ -30,7 +30,7 @@ def say_what_is_tried(options: SweepOptions, space: Space, study: Study) -> None
         print(line)
     seed = options.seed
     print(
-        f"{options.trials} trials, judged by {_METRICS[options.metric]} on the validation part: first every plan's own settings, "
+        f"{options.trials} trials, judged by {METRIC_NAMES[options.metric]} on the validation part: first every plan's own settings, "
         f"then what optuna's TPE proposes. Seed {seed}: of the split, of what is proposed, and of each trial."
     )
     if options.prune and set(space.plans) - {HEAD}:
@@ -52,7 +52,7 @@ def say_result(options: SweepOptions, study: Study) -> None:
     what = ended.reason or "ended early: it stayed below the others of its plan"
     if ended.value is not None:
         mark = ", the best so far" if best is not None and best.number == ended.number else ""
-        what = f"{_METRICS[options.metric]} {ended.value:.3f}{mark}"
+        what = f"{METRIC_NAMES[options.metric]} {ended.value:.3f}{mark}"
     place = f"{study.num_finished} of {options.trials}"
     print(
         f"trial {ended.number} ({place}) {ended.settings}: {what}; {duration(ended.seconds or 0.0)}",
@@ -79,7 +79,7 @@ def show(
         print(line)
     facts = [("best", f"trial {best.trial.number}: {best.trial.settings}")]
     for metric in ("macro_f1", "accuracy"):
-        name = f"{_METRICS[metric]} in validation"
+        name = f"{METRIC_NAMES[metric]} in validation"
         facts.append((name, output.with_interval(best.estimate(metric), confidence=0.95)))  # type: ignore[arg-type]
     if tested is not None:
         looks = (
@@ -90,7 +90,7 @@ def show(
         facts.append(("test part", f"{tested['scores']['num_samples']:,} samples, looked at {looks}"))
         facts += [
             (
-                f"{_METRICS[metric]} in the test",
+                f"{METRIC_NAMES[metric]} in the test",
                 output.with_interval(Estimate(**tested["scores"][metric]), confidence=0.95),
             )
             for metric in ("macro_f1", "accuracy")
@@ -116,7 +116,7 @@ def _table(ranking: Ranking) -> Table:
     for heading in ("", "trial"):
         table.add_column(heading, no_wrap=True)
     table.add_column("plan, backbone, settings", overflow="fold")
-    for heading in (_METRICS[ranking.metric], "p", "time"):
+    for heading in (METRIC_NAMES[ranking.metric], "p", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     for place, row in enumerate(ranking.rows[:_MOST_ROWS]):
         trial, score = row.trial, row.estimate(ranking.metric)
@@ -150,7 +150,7 @@ def _notes(options: SweepOptions, ranking: Ranking) -> Sequence[str]:
         lines.append(f"* trial {best.trial.number}: the best; all others are shown to be worse ({how}).")
     if others:
         lines.append(
-            f"As these samples chose it among {len(others) + 1}, its {_METRICS[options.metric]} on them is expected to be too "
+            f"As these samples chose it among {len(others) + 1}, its {METRIC_NAMES[options.metric]} on them is expected to be too "
             f"good by about {ranking.optimism:.3f}."
         )
     lines += [
