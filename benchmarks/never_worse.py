@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("never_worse.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--max-test", type=int, default=MAX_TEST, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="one small cell, kept nowhere")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -73,6 +74,7 @@ def main() -> None:
         return
     if arguments.quick:
         arguments.data, arguments.per_class, arguments.seeds, arguments.steps = ["digits"], [4], 1, 2
+        arguments.max_test = 100
         arguments.rivals, arguments.budgets, arguments.results = ["full"], ["equal epochs"], Path(os.devnull)
     results = Results(arguments.results)
     if not arguments.table:
@@ -113,7 +115,7 @@ class Results:
 def measure(arguments: argparse.Namespace, results: Results, cell: dict) -> None:
     """Run what is missing of a cell: `auto` first, for its seconds are what the others get."""
     with tempfile.TemporaryDirectory() as directory:
-        source, parts = lay_out(Path(directory), **cell)
+        source, parts = lay_out(Path(directory), max_test=arguments.max_test, **cell)
 
         def run(who: str, budget: str, **job: object) -> dict:
             found = results.find(**cell, who=who, budget=budget)
@@ -185,10 +187,12 @@ def run_worker(python: str, job: dict, directory: Path, threads: int) -> dict:
 # ---- data
 
 
-def lay_out(directory: Path, *, data: str, per_class: int | None, seed: int) -> tuple[Path, dict[str, dict]]:
+def lay_out(
+    directory: Path, *, data: str, per_class: int | None, seed: int, max_test: int
+) -> tuple[Path, dict[str, dict]]:
     """Write the parts as `headstart fit` reads them, and as rows (sample, target) for the others: path, and part by part."""
     samples = {"elpv": cells, "r8": texts, "digits": digits}[data](directory / "source")
-    parts = split(samples, per_class, seed)
+    parts = split(samples, per_class, seed, max_test=max_test)
     if KINDS[data] == "photos":
         source = directory / "split"
         for part, rows in parts.items():
@@ -212,7 +216,7 @@ def lay_out(directory: Path, *, data: str, per_class: int | None, seed: int) -> 
     return source, described
 
 
-def split(samples: list, per_class: int | None, seed: int) -> dict[str, list]:
+def split(samples: list, per_class: int | None, seed: int, *, max_test: int) -> dict[str, list]:
     """Draw the parts, stratified."""
     generator = random.Random(seed)
     parts: dict[str, list] = {"train": [], "val": [], "test": []}
@@ -232,7 +236,7 @@ def split(samples: list, per_class: int | None, seed: int) -> dict[str, list]:
         ):
             parts[part] += [(each, label) for each in chosen]
     generator.shuffle(parts["test"])
-    del parts["test"][MAX_TEST:]
+    del parts["test"][max_test:]
     return parts
 
 

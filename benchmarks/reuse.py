@@ -56,12 +56,13 @@ class Sizes:
     rounds: int = 15
     steps: int = 60
     memory_runs: int = 3
+    compiles: bool = True
 
 
 FULL = Sizes(num_photos=None, photo_size=224, num_texts=1000, max_length=128)
 QUICK = Sizes(
     num_photos=64, photo_size=96, num_texts=64, max_length=32, epochs=3, stage_epochs=3, rounds=2, steps=5,
-    memory_runs=1,
+    memory_runs=1, compiles=False,
 )  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def main() -> None:
 def run_all(table: Table, sizes: Sizes, photos: dict, texts: dict, peer: str | None) -> None:
     """Run every piece, one at a time, and fill the table."""
     own = sys.executable
-    head = run(own, do="photos", epochs=sizes.epochs, data=photos)
+    head = run(own, do="photos", epochs=sizes.epochs, data=photos, compiles=sizes.compiles)
     text = run(own, do="train", library="headstart", freeze="really", epochs=sizes.epochs, data=texts)
     if peer:
         frozen = {"do": "train", "library": "pytorch_lightning", "freeze": "really"}

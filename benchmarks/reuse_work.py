@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -317,7 +318,7 @@ def fit_fastai(kind: str, loader: DataLoader, epochs: int) -> dict:
 # ---- headstart beside plain loops, in turns
 
 
-def time_photos(*, epochs: int, data: dict) -> dict:
+def time_photos(*, epochs: int, data: dict, compiles: bool) -> dict:
     """The whole run of a head on a frozen backbone; then later epochs beside a plain loop; then the bare forward."""
     import headstart
     from headstart.allocator import memory_kept
@@ -363,7 +364,7 @@ def time_photos(*, epochs: int, data: dict) -> dict:
         "plain": plain_seconds[1:],
         "loader": loader_seconds[1:],
         "plain_losses": plain_losses,
-        "formats": time_formats(backbone, data),
+        "formats": time_formats(backbone, data, compiles=compiles),
     }
 
 
@@ -425,22 +426,24 @@ def time_bare_forward(backbone: nn.Module, data: dict) -> list[tuple[float, str,
 
 
 @torch.no_grad()
-def time_formats(backbone: nn.Module, data: dict) -> dict[str, list[float]]:
-    """Seconds of the first call, and an image afterwards, of the model in the formats that are opt-in."""
+def time_formats(backbone: nn.Module, data: dict, *, compiles: bool) -> dict[str, list[float]]:
+    """Seconds of the first call, and an image afterwards, of the model in the formats that are opt-in; compiled if it may be."""
     from headstart.allocator import memory_kept
 
     photos = Photos(data["file"], data["size"])
     images = torch.stack([photos[index][0] for index in range(BATCH_SIZE)])
     chunks = images.contiguous(memory_format=torch.channels_last).split(8)
-    compiled = torch.compile(backbone.forward)
 
     def in_bfloat16(chunk: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return backbone(chunk)
 
+    calls: dict[str, Callable] = {"float32": backbone, "bfloat16": in_bfloat16}
+    if compiles:
+        calls["compiled"] = torch.compile(backbone.forward)
     taken: dict[str, list[float]] = {}
     with memory_kept():
-        for name, call in {"float32": backbone, "bfloat16": in_bfloat16, "compiled": compiled}.items():
+        for name, call in calls.items():
             begun = time.perf_counter()
             call(chunks[0])
             rounds = [time.perf_counter() - begun]

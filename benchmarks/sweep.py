@@ -20,7 +20,6 @@ from pathlib import Path
 import reuse_work
 
 BAR = 2.0
-PLANS = ("head", "linear_probe")
 
 
 def main() -> None:
@@ -28,10 +27,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--photos", type=int, default=1000, help="of each class, where there are so many")
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--plans", nargs="*", default=["head", "linear_probe"])
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
-        options.trials, options.photos, options.image_size = 4, 20, 64
+        options.trials, options.photos, options.image_size, options.plans = 4, 20, 64, ["head"]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         num_photos = lay_out_photos(directory / "cells", options.photos)
@@ -39,7 +39,7 @@ def main() -> None:
             f"{num_photos:,} photos at {options.image_size} px, EfficientNet-Lite0; seconds of a whole sweep"
         )
         print(f"{'plan':<14} {'1 trial':>8} {f'{options.trials} trials':>10} {'ratio':>6}")
-        for plan in PLANS:
+        for plan in options.plans:
             seconds = []
             for trials in (1, options.trials):
                 out = directory / f"{plan}-{trials}"

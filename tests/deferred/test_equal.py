@@ -328,13 +328,13 @@ def test_a_network_of_torchvision_of_which_the_last_part_trains(name):
     import torchvision
 
     torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None)
+    is_vit = name.startswith("vit")
+    model = torchvision.models.get_model(name, weights=None, **({"image_size": 32} if is_vit else {}))
     trains = {"resnet18": ("layer4", "fc"), "mobilenet_v3_small": ("classifier",), "vit_b_16": ("encoder.layers.encoder_layer_11", "heads")}  # fmt: skip
     frozen(model)
     for part in trains[name]:
         model.get_submodule(part).requires_grad_(True)
-    size = 224 if name.startswith("vit") else 32
-    assert_equal(model, images(10, size), epochs=2)
+    assert_equal(model, images(10, 32), epochs=2)
 
 
 @pytest.mark.slow
