@@ -109,10 +109,27 @@ def test_an_option_of_the_other_kind_of_data_is_refused():
 
 
 def test_resume_takes_the_options_of_the_run(tmp_path):
-    write_options(FitOptions(data="photos", out=str(tmp_path), lr=0.5, epochs=3), tmp_path)
+    write_options(FitOptions(data="photos", out=str(tmp_path), plan="thaw", lr=0.5, epochs=3), tmp_path)
     request = parse(["photos", "--out", str(tmp_path), "--resume", "--epochs", "5"])
     assert request.resume
     assert (request.options.lr, request.options.epochs) == (0.5, 5)
+
+
+@pytest.mark.parametrize("plan", ["auto", "full", "lp_ft"])
+def test_resume_refuses_other_epochs_of_a_plan_with_phases(plan, tmp_path):
+    write_options(FitOptions(data="photos", out=str(tmp_path), plan=plan, epochs=2), tmp_path)
+    with pytest.raises(
+        MisconfigurationError, match=r"--epochs was 2 and is 4\. Leave them out .* or with --overwrite"
+    ):
+        parse(["photos", "--out", str(tmp_path), "--resume", "--epochs", "4"])
+
+
+def test_resume_gives_a_run_with_a_clock_more_time_and_no_other_one_a_clock(tmp_path):
+    write_options(FitOptions(data="photos", out=str(tmp_path), time="5s"), tmp_path)
+    assert parse(["photos", "--out", str(tmp_path), "--resume", "--time", "9s"]).options.time == "9s"
+    write_options(FitOptions(data="photos", out=str(tmp_path)), tmp_path)
+    with pytest.raises(MisconfigurationError, match="--time was None and is 5s"):
+        parse(["photos", "--out", str(tmp_path), "--resume", "--time", "5s"])
 
 
 def test_resume_refuses_other_options_and_says_which(tmp_path):

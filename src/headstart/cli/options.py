@@ -213,9 +213,9 @@ _LOWEST = {
 }  # fmt: skip
 
 #: Options that may change when a run goes on: they do not touch what was learned so far. All others must be as they
-#: were, or the run that goes on is another than the one that was begun.
+#: were, or the run that goes on is another than the one that was begun; of `epochs` and `time`, see `_may_change`.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "epochs", "patience", "time", "num_workers", "features", "logger", "from_scratch", "report", "accelerator", "devices", "text_column", "text_pair_column",
+    {"data", "out", "patience", "num_workers", "features", "logger", "from_scratch", "report", "accelerator", "devices", "text_column", "text_pair_column",
      "label_column"}  # the columns and the data are compared by what is read from them
 )  # fmt: skip
 
@@ -315,11 +315,20 @@ def _refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         [
             f"--{name} was {value} and is {now[name]}"
             for name, value in before.items()
-            if name not in FREE_ON_RESUME and now[name] != value
+            if now[name] != value and not _may_change(name, before, now)
         ],
         what="run",
         out=now["out"],
     )
+
+
+def _may_change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether an option may differ when a run goes on."""
+    if name == "epochs":  # of other plans' phases, which cannot change once they have begun
+        return bool(now["plan"] == "thaw")
+    if name == "time":  # rates stay where a clock may end the run, and fall to the end where none does
+        return before["time"] is not None and now["time"] is not None
+    return name in FREE_ON_RESUME
 
 
 def refuse_changes(changed: list[str], *, what: str, out: str) -> None:
@@ -336,14 +345,14 @@ def refuse_changes(changed: list[str], *, what: str, out: str) -> None:
     if changed:
         raise MisconfigurationError(
             f"The {what} in {out!r} cannot go on with other settings: {'; '.join(changed)}. Leave them out to go on as "
-            "it was begun, or begin anew in another folder (--out)."
+            "it was begun, or begin anew, in another folder (--out) or with --overwrite."
         )
 
 
 def _parse(arguments: list[str], *, defaults: Mapping[str, Any]) -> dict[str, Any]:
     def add(parser: Any) -> None:
         parser.add_argument(
-            "--resume", action="store_true", help="Go on with the run in RUN from its last checkpoint."
+            "--resume", action="store_true", help="Go on with the run in RUN from its last checkpoint, with its own settings."
         )
         parser.add_argument("--overwrite", action="store_true", help="Delete the run in RUN and begin anew.")
         parser.add_argument(
