@@ -108,6 +108,15 @@ def test_an_option_of_the_other_kind_of_data_is_refused():
         FitOptions(data="d", out="o", label_column="y").refuse_options_of_the_other_kind("images")
 
 
+@pytest.mark.parametrize(("name", "value"), [("epochs", 7), ("lr", 0.5)])
+def test_what_the_phases_of_a_plan_file_say_is_not_said_beside_it(name, value):
+    with pytest.raises(
+        MisconfigurationError,
+        match=rf"--{name} is {value}, and the plan is the file p.yaml.* write {name}: in",
+    ):
+        FitOptions(data="d", out="o", plan="p.yaml", **{name: value})
+
+
 def test_resume_takes_the_options_of_the_run(tmp_path):
     write_options(FitOptions(data="photos", out=str(tmp_path), plan="thaw", lr=0.5, epochs=3), tmp_path)
     request = parse(["photos", "--out", str(tmp_path), "--resume", "--epochs", "5"])

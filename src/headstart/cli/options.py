@@ -35,11 +35,11 @@ class FitOptions:
             last_blocks, surgical, bitfit, norms_only, lora and l2_sp are plans from the literature; FILE.yaml is one of
             your own.
         epochs: Passes over the training data. Without it, 3 of fine-tuning with auto (more where they make less than 100 steps), 33 with thaw (frozen ones
-            cost next to nothing after the first), and a named plan's own number.
+            cost next to nothing after the first), and a named plan's own number. FILE.yaml says it itself.
         time: With auto, how long fine-tuning may take, such as 90s, 10m or 1h.
         unfreeze_at_epoch: With thaw, the epoch, counted from 0, at which the backbone is unfrozen; 30 without it. At
             `epochs` or beyond, only the head learns. Given without a plan, the plan is thaw.
-        lr: Learning rate of the head; the plan's own without it (1e-3 with thaw).
+        lr: Learning rate of the head; the plan's own without it (1e-3 with thaw). FILE.yaml says it itself.
         backbone_lr: With thaw, learning rate of the backbone once it is unfrozen. Without it, a tenth of lr for images
             and 2e-5 for texts.
         weight_decay: Weight decay of AdamW.
@@ -137,7 +137,7 @@ class FitOptions:
         from headstart.plans import PLANS
 
         known = ["auto", "thaw", *PLANS]
-        if self.plan not in known and not self.plan.endswith((".yaml", ".yml")):
+        if self.plan not in known and not self.is_plan_a_file:
             raise MisconfigurationError(
                 f"--plan is {self.plan!r}; expected {', '.join(known)}, or a FILE.yaml.{did_you_mean(self.plan, known)}"
             )
@@ -146,6 +146,12 @@ class FitOptions:
             if getattr(self, name) != defaults[name] and self.plan != plan:
                 raise MisconfigurationError(
                     f"--{name} is for --plan {plan}, and the plan is {self.plan}. Leave one of them out."
+                )
+        for name in ("epochs", "lr"):
+            if getattr(self, name) is not None and self.is_plan_a_file:
+                raise MisconfigurationError(
+                    f"--{name} is {getattr(self, name)}, and the plan is the file {self.plan}, whose phases say it themselves. Leave "
+                    f"out --{name}, and write {name}: in the file."
                 )
         if self.time is not None:
             seconds_of(self.time)
@@ -176,6 +182,11 @@ class FitOptions:
                 raise MisconfigurationError(
                     f"--{name} is for {meant}, and {self.data} is {found}. Leave it out."
                 )
+
+    @property
+    def is_plan_a_file(self) -> bool:
+        """Whether the plan is one of the user's own, in a YAML file."""
+        return self.plan.endswith((".yaml", ".yml"))
 
     @property
     def text_columns(self) -> list[str] | None:
@@ -352,7 +363,9 @@ def refuse_changes(changed: list[str], *, what: str, out: str) -> None:
 def _parse(arguments: list[str], *, defaults: Mapping[str, Any]) -> dict[str, Any]:
     def add(parser: Any) -> None:
         parser.add_argument(
-            "--resume", action="store_true", help="Go on with the run in RUN from its last checkpoint, with its own settings."
+            "--resume",
+            action="store_true",
+            help="Go on with the run in RUN from its last checkpoint, with its own settings.",
         )
         parser.add_argument("--overwrite", action="store_true", help="Delete the run in RUN and begin anew.")
         parser.add_argument(

@@ -79,7 +79,7 @@ def named_plan_of(options: FitOptions) -> Plan:
     from headstart.plan import Plan
     from headstart.plans import named_plan
 
-    if options.plan.endswith((".yaml", ".yml")):
+    if options.is_plan_a_file:
         plan = Plan.from_yaml(options.plan)
     else:
         given = {"epochs": options.epochs, "lr": options.lr}
