@@ -6,9 +6,11 @@ import csv
 import errno
 import json
 import signal
+import sys
 import time
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,7 +18,10 @@ from headstart.artefact import load_artefact, read_metadata
 from headstart.checkpoint import read_checkpoint
 from headstart.cli import fit, set_up
 from headstart.cli.main import main
-from headstart.errors import DataError, HeadstartError, MisconfigurationError
+from headstart.errors import DataError, HeadstartError, MisconfigurationError, MissingDependencyError
+from headstart.plan import Plan
+from headstart.plans import named_plan
+from headstart.tasks import TextClassifier
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +169,83 @@ def test_a_full_disk_is_said_with_what_to_do(monkeypatch):
         HeadstartError, match="disk of run is full. The last checkpoint there is whole.*--resume"
     ):
         fit.run(["data", "--out", "run"])
+
+
+# ---- a plan that cannot be followed leaves no RUN, and one that can is kept there
+
+TINY = ("--image_size", "32", "--batch_size", "8", "--report", "false")
+OWN_PLAN = "phases:\n- {name: a, trains: head, epochs: 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "The plan .*p.yaml' cannot be read: No such file"),
+        ("phases: [", "The plan .*p.yaml' is no YAML"),
+        ("phases:\n- {name: a, trains: head, epoch: 1}\n", "A Phase has no 'epoch'. Did you mean 'epochs'"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused_before_the_data_is_read(content, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(set_up, "open_data", None)
+    if content is not None:
+        (tmp_path / "p.yaml").write_text(content)
+    with pytest.raises(MisconfigurationError, match=message):
+        fit.run([str(tmp_path), "--out", str(tmp_path / "run"), "--plan", str(tmp_path / "p.yaml")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("phases:\n- {name: a, trains: [head, heda], epochs: 1}\n", "'heda' chooses no parameter. Did you mean 'head'"),
+        (OWN_PLAN + "backbone: bakbone\n", "has no part 'bakbone'. Did you mean 'backbone'"),
+        (OWN_PLAN + "lora: {rank: 4}\n", "has no linear layer for an adapter"),
+        (OWN_PLAN + "lora: {targets: [conv_no]}\n", "The adapters do not fit"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_does_not_fit_the_model_leaves_no_run(content, message, solar_cells, tmp_path):
+    (tmp_path / "p.yaml").write_text(content)
+    with pytest.raises(MisconfigurationError, match=message):
+        fit.run([str(solar_cells), "--out", str(tmp_path / "run"), "--plan", str(tmp_path / "p.yaml"), *TINY])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_with_adapters_leaves_no_run_where_peft_is_missing(reviews, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingDependencyError, match="'peft' is needed for the plan 'lora'"):
+        fit.run(
+            [str(reviews), "--out", str(tmp_path / "run"), "--plan", "lora", "--text_column", "what was said"]
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_checking_a_plan_changes_neither_the_model_nor_what_is_drawn_next():
+    pytest.importorskip("peft")
+    model = TextClassifier("minilm", class_names=["one", "other"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    set_up.check_plan(named_plan("lora"), model)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert drawn.equal(torch.rand(1))
+    assert list(before) == list(model.state_dict())
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_goes_on_with_its_copy_of_the_plan(solar_cells, tmp_path, monkeypatch, capsys):
+    (tmp_path / "p.yaml").write_text(OWN_PLAN)
+    monkeypatch.chdir(tmp_path)
+    assert fit.run([str(solar_cells), "--out", "run", "--plan", "p.yaml", *TINY]) == 0
+    assert Plan.from_yaml("run/plan.yaml").phases == Plan.from_yaml("p.yaml").phases
+    before = read_metadata(tmp_path / "run")["history"]
+    again = [str(solar_cells), "--out", str(tmp_path / "run"), "--resume"]
+    (tmp_path / "p.yaml").write_text(OWN_PLAN.replace("epochs: 1", "epochs: 2"))
+    assert fit.run(again) == 0
+    assert "p.yaml is not the plan with which the run was begun" in capsys.readouterr().out
+    (tmp_path / "p.yaml").unlink()
+    assert fit.run(again) == 0
+    assert "is not the plan" not in capsys.readouterr().out
+    assert len(read_metadata(tmp_path / "run")["history"]["epochs"]) == len(before["epochs"]) == 1
 
 
 # ---- cut short

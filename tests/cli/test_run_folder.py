@@ -22,8 +22,9 @@ def photos(tmp_path):
 
 @pytest.fixture
 def ask(photos, tmp_path):
-    def make(out=tmp_path / "run", *, data=photos, resume=False, overwrite=False):
-        return Request(FitOptions(data=str(data), out=str(out)), resume=resume, overwrite=overwrite)
+    def make(out=tmp_path / "run", *, data=photos, plan="auto", resume=False, overwrite=False):
+        options = FitOptions(data=str(data), out=str(out), plan=str(plan))
+        return Request(options, resume=resume, overwrite=overwrite)
 
     return make
 
@@ -56,6 +57,15 @@ def test_overwrite_does_not_delete_the_data(ask, photos, tmp_path):
     (tmp_path / "run.yaml").touch()
     with pytest.raises(MisconfigurationError, match="lies in .*would delete it"):
         RunFolder(tmp_path).check(ask(tmp_path, overwrite=True))
+
+
+def test_overwrite_does_not_delete_the_plan_but_for_the_copy_of_it_that_is_written_anew(ask, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / "run.yaml").touch()
+    with pytest.raises(MisconfigurationError, match=r"my.yaml lies in .*would delete it"):
+        folder.check(ask(plan=folder.path / "my.yaml", overwrite=True))
+    folder.check(ask(plan=folder.plan_file, overwrite=True))
 
 
 def test_a_file_is_no_folder(ask, tmp_path):

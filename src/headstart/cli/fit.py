@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
 from headstart.cli.options import FitOptions, Request, parse
-from headstart.errors import HeadstartError
+from headstart.errors import HeadstartError, MisconfigurationError
 
 if TYPE_CHECKING:
     from headstart.callback import Callback
@@ -89,7 +90,7 @@ def _fit(request: Request, *, command: str) -> int:
     from headstart.cli.arguments import meet
     from headstart.cli.ending import Job, num_parameters
     from headstart.cli.run_folder import RunFolder, refuse_unequal_data
-    from headstart.cli.set_up import make_model, open_data
+    from headstart.cli.set_up import check_plan, make_model, open_data
     from headstart.cli.story import Story
     from headstart.seed import seed_everything
 
@@ -98,16 +99,19 @@ def _fit(request: Request, *, command: str) -> int:
     strategy = meet(options)
     folder = RunFolder(options.out, is_ours=strategy.is_global_zero)
     folder.check(request)
+    plan = _plan_of(request, folder)
     data = open_data(options)
     for line in data.prepare().report.lines():
         print(line)
     refuse_unequal_data(strategy, data)
     seed_everything(options.seed, verbose=False)
     model = make_model(options, data)
+    if plan is not None:
+        check_plan(plan, model)
     if request.resume:
         folder.go_on(options, data)
     else:
-        folder.begin(options, data)
+        folder.begin(options, data, plan)
     strategy.barrier("the folder is there")
     print(
         f"Backbone {model.backbone.name}: {num_parameters(model.backbone):,} parameters. RUN: {folder.path}",
@@ -124,19 +128,39 @@ def _fit(request: Request, *, command: str) -> int:
         before=forgetting.look(model, options) if options.forgetting is not None else None,
         story=Story(command=command, begun=begun, reuse=reuse),
     )
-    return _by_auto(job, request) if options.plan == "auto" else _by_plan(job, request)
+    return _by_auto(job, request) if options.plan == "auto" else _by_plan(job, plan, request)
 
 
-def _by_plan(job: Job, request: Request) -> int:
-    from headstart.cli import ending, output
+def _plan_of(request: Request, folder: RunFolder) -> Plan | None:
+    """Give the plan of a name or a file; `None` for `auto` and `thaw`. A run goes on with the plan it was begun with."""
     from headstart.cli.set_up import named_plan_of
+
+    options = request.options
+    if options.plan in {"auto", "thaw"}:
+        return None
+    if not (request.resume and options.is_plan_a_file and folder.plan_file.is_file()):
+        return named_plan_of(options)
+    plan = named_plan_of(options, kept=folder.plan_file)
+    try:
+        is_another = named_plan_of(options) != plan
+    except MisconfigurationError:  # it is not needed any more
+        is_another = Path(options.plan).is_file()
+    if is_another:
+        print(
+            f"{options.plan} is not the plan with which the run was begun, and goes on: that is {folder.plan_file}. Change phases "
+            "that have not begun there."
+        )
+    return plan
+
+
+def _by_plan(job: Job, plan: Plan | None, request: Request) -> int:
+    from headstart.cli import ending, output
 
     options, folder = job.options, job.folder
     if options.report:
         from headstart.cli.findings import look_at_data
 
         job.story.findings = look_at_data(job.model, job.data, options, reuse=job.reuse)
-    plan = None if options.plan == "thaw" else named_plan_of(options)
     record, was_interrupted = _train(job, plan, resume=request.resume)
     if plan is None:
         best_epoch = _restore_best(job.model, folder)

@@ -2,6 +2,7 @@
 
 RUN/
   run.yaml             the options
+  plan.yaml            the plan, where it came from a file
   data.json            what was found in the data, and digests of its parts
   checkpoints/         best.ckpt, last.ckpt and the one before it
   logs/                curves: metrics.csv, and TensorBoard's files
@@ -22,6 +23,7 @@ from headstart.cli.options import FitOptions, Request, write_options
 from headstart.errors import DataError, MisconfigurationError
 
 if TYPE_CHECKING:
+    from headstart.plan import Plan
     from headstart.strategy import Strategy
 
 
@@ -51,6 +53,11 @@ class RunFolder:
     def metrics_file(self) -> Path:
         """The curves."""
         return self.path / "logs" / "metrics.csv"
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan that a run with one in a file was begun with."""
+        return self.path / "plan.yaml"
 
     @property
     def features(self) -> Path:
@@ -83,10 +90,14 @@ class RunFolder:
             raise MisconfigurationError(
                 f"--out {self.path} is no run (it has no run.yaml), so --overwrite does not delete it. Give another folder."
             )
-        if Path(request.options.data).resolve().is_relative_to(self.path.resolve()):
-            raise MisconfigurationError(
-                f"{request.options.data} lies in {self.path}, and --overwrite would delete it. Give another folder."
-            )
+        options = request.options
+        needed = [Path(options.data), *([Path(options.plan)] if options.is_plan_a_file else [])]
+        for path in needed:
+            is_inside = path.resolve().is_relative_to(self.path.resolve())
+            if is_inside and path.resolve() != self.plan_file.resolve():  # which is written anew
+                raise MisconfigurationError(
+                    f"{path} lies in {self.path}, and --overwrite would delete it. Give another folder."
+                )
 
     def _refuse_links(self) -> None:
         """A run goes on in its own folder: a link in one that came from elsewhere could lead anywhere."""
@@ -100,14 +111,16 @@ class RunFolder:
                     f"leads to; {self.path} itself may be a link."
                 )
 
-    def begin(self, options: FitOptions, data: Any) -> None:
-        """Make the folder, empty but for the options and what was found in the data."""
+    def begin(self, options: FitOptions, data: Any, plan: Plan | None = None) -> None:
+        """Make the folder, empty but for the options, the plan if it came from a file, and what was found in the data."""
         if not self.is_ours:
             return
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
         write_options(options, self.path)
+        if plan is not None and options.is_plan_a_file:
+            plan.to_yaml(self.plan_file)
         found = {"report": data.report.to_dict(), "digests": digests(data)}
         text = json.dumps(found, indent=2, ensure_ascii=False)
         (self.path / "data.json").write_text(text, encoding="utf-8", errors="surrogateescape")

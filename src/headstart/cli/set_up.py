@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from headstart.cli.options import FitOptions
     from headstart.data import ClassificationData
     from headstart.plan import Plan
@@ -68,8 +70,12 @@ def make_model(options: FitOptions, data: ClassificationData) -> Classifier:
     return texts
 
 
-def named_plan_of(options: FitOptions) -> Plan:
+def named_plan_of(options: FitOptions, *, kept: Path | None = None) -> Plan:
     """Give the plan of a name or a file; each phase ends with its best weights by validation.
+
+    Args:
+        options: Their plan is neither auto nor thaw.
+        kept: Of a run, a copy of the file, which is read in its place.
 
     Raises:
         MisconfigurationError: If the file holds no plan.
@@ -80,11 +86,46 @@ def named_plan_of(options: FitOptions) -> Plan:
     from headstart.plans import named_plan
 
     if options.is_plan_a_file:
-        plan = Plan.from_yaml(options.plan)
+        plan = Plan.from_yaml(options.plan if kept is None else kept)
     else:
         given = {"epochs": options.epochs, "lr": options.lr}
         plan = named_plan(options.plan, **{name: value for name, value in given.items() if value is not None})
     return plan if plan.monitor is not None else replace(plan, monitor=MONITOR, mode="max")
+
+
+def check_plan(plan: Plan, model: Classifier) -> None:
+    """Refuse now, before any work, a plan that cannot be followed; the model stays as it is.
+
+    Raises:
+        MisconfigurationError: If a word of it chooses nothing in the model, or no layer takes its adapters.
+        MissingDependencyError: If it has adapters, and peft is not installed.
+    """
+    from headstart.callbacks.plan import put_adapters_in
+    from headstart.groups import layout_of
+    from headstart.seed import isolated_random_state
+
+    layout = layout_of(model, backbone=plan.backbone)
+    if plan.lora is not None:  # its words may be for the adapters
+        model = _without_weights(model)
+        with isolated_random_state():
+            put_adapters_in(model.get_submodule(plan.backbone), plan)
+        layout = layout_of(model, backbone=plan.backbone)
+    for index in range(len(plan.phases)):
+        plan.state_at(layout, index)
+
+
+def _without_weights(model: Classifier) -> Classifier:
+    """Give a copy whose tensors have shapes and no values, and take no memory."""
+    from copy import deepcopy
+
+    from torch import nn
+
+    found: dict[int, Any] = {id(each): each.to("meta") for each in model.buffers()}
+    found |= {
+        id(each): nn.Parameter(each.detach().to("meta"), requires_grad=each.requires_grad)
+        for each in model.parameters()
+    }
+    return deepcopy(model, found)
 
 
 def num_epochs_of_the_head_alone(plan: Plan, model: Classifier) -> int:
