@@ -171,6 +171,34 @@ def test_a_full_disk_is_said_with_what_to_do(monkeypatch):
         fit.run(["data", "--out", "run"])
 
 
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ((), "or leave the class out.$"),
+        (("--report", "false"), "or leave the class out.$"),
+        (("--plan", "linear_probe"), "or do without the report: --report false.$"),
+        (("--plan", "thaw"), "or do without the report: --report false.$"),
+    ],
+)
+def test_a_class_with_one_training_sample_leaves_no_run_where_a_head_is_fitted(options, advice, tmp_path):
+    rows = [f"{label},a text of {label} number {n}" for label in ("good", "bad") for n in range(10)]
+    (tmp_path / "texts.csv").write_text("\n".join(["label,text", *rows, "odd,one alone"]))
+    with pytest.raises(DataError, match=f"one training sample only of class 'odd'; expected two .*{advice}"):
+        fit.run([str(tmp_path / "texts.csv"), "--out", str(tmp_path / "run"), *options])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_with_one_training_sample_is_trained_on_where_no_head_is_fitted(tmp_path):
+    for name, count in (("dark", 9), ("light", 2)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for n in range(count):
+            Image.new("L", (32, 32), n).save(tmp_path / "photos" / name / f"{n}.png")
+    run = tmp_path / "run"
+    options = ("--plan", "linear_probe", "--epochs", "1", *TINY)
+    assert fit.run([str(tmp_path / "photos"), "--out", str(run), *options]) == 0
+    assert read_metadata(run)["class_names"] == ["dark", "light"]
+
+
 # ---- a plan that cannot be followed leaves no RUN, and one that can is kept there
 
 TINY = ("--image_size", "32", "--batch_size", "8", "--report", "false")

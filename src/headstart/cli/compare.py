@@ -193,13 +193,21 @@ def _check(request: argparse.Namespace) -> None:
         )
 
 
-def check_counts(data: ClassificationData) -> None:
-    """Refuse, before any work, classes that no fold could be fitted on and judged by."""
+def check_counts(data: ClassificationData, *, or_else: str = "") -> None:
+    """Refuse, before any work, classes that no fold could be fitted on and judged by.
+
+    Args:
+        data: Prepared.
+        or_else: What else can be done, as the end of "Add samples, or leave the class out".
+
+    Raises:
+        DataError: If there are any.
+    """
     alone = [name for name, count in zip(data.class_names, data.class_counts, strict=True) if count < 2]
     if alone:
         raise DataError(
             f"{data.source}: one training sample only of class {', '.join(map(repr, alone))}; expected two or more, one to "
-            "fit on and one to judge by. Add samples, or leave the class out."
+            f"fit on and one to judge by. Add samples, or leave the class out{or_else}."
         )
 
 

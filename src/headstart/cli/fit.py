@@ -88,6 +88,7 @@ def _say_where(request: Request, code: int, *, seconds: float) -> None:
 def _fit(request: Request, *, command: str) -> int:
     from headstart.cli import forgetting
     from headstart.cli.arguments import meet
+    from headstart.cli.compare import check_counts
     from headstart.cli.ending import Job, num_parameters
     from headstart.cli.run_folder import RunFolder, refuse_unequal_data
     from headstart.cli.set_up import check_plan, make_model, open_data
@@ -104,6 +105,10 @@ def _fit(request: Request, *, command: str) -> int:
     for line in data.prepare().report.lines():
         print(line)
     refuse_unequal_data(strategy, data)
+    if options.plan == "auto":
+        check_counts(data)
+    elif options.report:  # which judges labels by a head, fitted in folds
+        check_counts(data, or_else=", or do without the report: --report false")
     seed_everything(options.seed, verbose=False)
     model = make_model(options, data)
     if plan is not None:
