@@ -16,10 +16,10 @@ from headstart.cli.arguments import add_device_arguments, device_settings
 from headstart.errors import DataError, HeadstartError, MisconfigurationError
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import Tensor
 
     from headstart.cli.options import FitOptions
+    from headstart.cli.output import Scoreboard
     from headstart.data import ClassificationData
     from headstart.probe import Probe
     from headstart.scores import Estimate
@@ -351,11 +351,13 @@ def _is_right(compared: Compared) -> Tensor:
 # ---- what is shown
 
 
-def _table(compared: Sequence[Compared]) -> Table:
+def _table(compared: Sequence[Compared]) -> Scoreboard:
     """Give the table, in the order of `compared`; the first is marked as the best."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
+
+    from headstart.cli.output import Scoreboard
 
     probe = compared[0].probe
     assert probe is not None
@@ -370,7 +372,7 @@ def _table(compared: Sequence[Compared]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for index, each in enumerate(compared):
         table.add_row("*" if index == 0 else "", Text(each.name), *_cells(each))
-    return table
+    return Scoreboard(table, num_names=2)
 
 
 def _cells(compared: Compared) -> list[str]:

@@ -3,25 +3,96 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from headstart.scores import Estimate, Scores
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.table import Column
+
     from headstart.choice import Choice
     from headstart.cli.phases import Phase
     from headstart.deferred import Report
 
 
+# Letters of a name that stand in one line, if it has as many, before the numbers beside it go below it.
+_ROOM_FOR_A_NAME = 12
+# Of numbers below a name.
+_INDENT = 6
+
+
 def show(renderable: Any, *, errors: bool = False) -> None:
     """Print a table on standard output (or standard error); wide names are folded, never cut."""
     Console(stderr=errors, highlight=False).print(renderable)
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """A table of names and their numbers; on a terminal too narrow for it, the numbers stand in lines below each name.
+
+    Args:
+        table: Columns that may not wrap have their full width.
+        num_names: Of its columns, those that say what a row is about: the first ones.
+    """
+
+    table: Table
+    num_names: int = 1
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Give the table, or the lines."""
+        if self._width() <= options.max_width:
+            yield self.table
+            return
+        yield Text(str(self.table.title), style="table.title")
+        yield ""
+        headings = [str(column.header) for column in self.table.columns[self.num_names :]]
+        for row in zip(*(column.cells for column in self.table.columns), strict=True):
+            cells = [str(cell) for cell in row]
+            name = " ".join(cell or " " for cell in cells[: self.num_names])
+            yield Padding(Text(name), (0, 0, 0, 2))
+            lines: list[str] = []
+            for phrase in _phrases(headings, cells[self.num_names :]):
+                longer = f"{lines[-1]}  {phrase}" if lines else ""
+                if lines and cell_len(longer) <= options.max_width - _INDENT:
+                    lines[-1] = longer
+                else:
+                    lines.append(phrase)
+            yield Padding(Text("\n".join(lines)), (0, 0, 0, _INDENT))
+        yield ""
+
+    def _width(self) -> int:
+        """Give the width in which no number is cut, and every name has some room."""
+        columns = self.table.columns
+        _, right, _, left = self.table.padding
+        return sum(map(_width_of, columns)) + len(columns) * (left + right) + len(columns) + 1
+
+
+def _width_of(column: Column) -> int:
+    lines = [line for cell in column.cells for line in str(cell).split("\n")]
+    if column.no_wrap:
+        return max(map(cell_len, [*lines, *str(column.header).split("\n")]))
+    room = min(_ROOM_FOR_A_NAME, max(map(cell_len, lines), default=0))
+    return max(room, *map(cell_len, str(column.header).split()))
+
+
+def _phrases(headings: Sequence[str], cells: Sequence[str]) -> Iterator[str]:
+    """Give each number with its name; of two lines below one heading, the second is an interval."""
+    for heading, cell in zip(headings, cells, strict=True):
+        names, values = heading.split("\n"), cell.split("\n")
+        if len(values) > len(names):
+            yield f"{heading} {values[0]} ({values[1]})"
+        else:
+            yield from (f"{name} {value}" for name, value in zip(names, values, strict=False) if value)
 
 
 def facts_table(title: str, facts: Sequence[tuple[str, str]]) -> Table:
@@ -45,7 +116,7 @@ def facts_table(title: str, facts: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def classes_table(scores: Scores, class_names: Sequence[str], *, title: str = "Per class") -> Table:
+def classes_table(scores: Scores, class_names: Sequence[str], *, title: str = "Per class") -> Scoreboard:
     """Give the table of the scores of each class, the most frequent wrong prediction beside them."""
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("class", overflow="fold")
@@ -57,10 +128,10 @@ def classes_table(scores: Scores, class_names: Sequence[str], *, title: str = "P
         wrong = [0 if other == index else count for other, count in enumerate(scores.matrix[index])]
         mistaken = f"{class_names[wrong.index(max(wrong))]} ({max(wrong):,})" if any(wrong) else ""
         table.add_row(Text(name), *numbers, f"{each.num_samples:,}", Text(mistaken))
-    return table
+    return Scoreboard(table)
 
 
-def candidates_table(choice: Choice) -> Table:
+def candidates_table(choice: Choice) -> Scoreboard:
     """Give the table of what might have been kept, each score above its interval."""
     table = Table(title=Text("Candidates, on the validation part"), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("", no_wrap=True)
@@ -75,7 +146,7 @@ def candidates_table(choice: Choice) -> Table:
         to_best = f"{difference.value:+.3f}\n{difference.low:+.3f} to {difference.high:+.3f}"
         name = f"{'*' if each.name == choice.chosen else ' '} {each.name}"
         table.add_row(Text(name), *scores, "" if each.name == choice.best else to_best)
-    return table
+    return Scoreboard(table)
 
 
 def with_interval(estimate: Estimate, *, confidence: float) -> str:
