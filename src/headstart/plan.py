@@ -34,7 +34,8 @@ class Phase:
     Args:
         name: For people.
         trains: What trains: words and shell patterns, see `headstart.groups.Layout.choose`.
-        lr: Learning rate of the head at the phase's start; `None` is what the optimizer was made with.
+        lr: Learning rate of the head at the phase's start; `None` is what the optimizer was made with, moved by its scheduler
+            so far, whatever the phases before have set.
         backbone_lr: Learning rate of the backbone's last block; `None` is `lr`, or one `layer_decay` below it.
         layer_decay: What the rate of a block is multiplied with from each block to the one before it (Howard & Ruder 2018
             take 1/2.6; BEiT 0.65 to 0.75).
@@ -104,6 +105,11 @@ class Phase:
             raise MisconfigurationError(
                 f"{where}: a {self.schedule} schedule needs to know its end: give epochs= or steps=."
             )
+
+    @property
+    def sets_rates(self) -> bool:
+        """Whether it says anything about a rate."""
+        return self.lr is not None or self.backbone_lr is not None or self.is_by_block or self.has_schedule
 
     @property
     def has_schedule(self) -> bool:

@@ -259,6 +259,62 @@ def test_every_schedule_goes_on_from_the_rates_of_a_phase(name, interval):
             assert found[cut:] == pytest.approx(wanted, rel=1e-9)
 
 
+@intervals
+@pytest.mark.parametrize(
+    "make_scheduler",
+    [
+        *SETUPS.values(),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=20, eta_min=0.01),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: step / 4),
+    ],
+    ids=[*SETUPS, "cosine with a floor", "warm-up from zero"],
+)
+def test_a_phase_without_a_rate_has_the_one_that_it_would_have_had_no_phase_set_one(make_scheduler, interval):
+    plan = Plan(
+        phases=[
+            Phase(name="a", trains="all", lr=0.03, backbone_lr=0.003, epochs=2),
+            Phase(name="b", trains="all", epochs=1),
+            Phase(name="c", trains="all", layer_decay=0.5, epochs=2),
+        ]
+    )
+    rates = Rates()
+    trainer = fit(plan, Net(make_scheduler=make_scheduler, interval=interval), rates)
+    places = {group["name"]: index for index, group in enumerate(trainer.optimizers[0].param_groups)}
+    expected, cut = rates_of_one_group(make_scheduler, interval), 2 * NUM_BATCHES
+    for name in ("head", "block 0", "block 2"):
+        found = [each[places[name]] for each in rates.rates]
+        assert found[cut : cut + NUM_BATCHES] == pytest.approx(expected[cut : cut + NUM_BATCHES], rel=1e-9)
+    begins = 3 * NUM_BATCHES
+    for name, factor in {"head": 1.0, "block 2": 0.5, "block 0": 0.125}.items():
+        assert rates.rates[begins][places[name]] == pytest.approx(factor * expected[begins], rel=1e-9)
+
+
+@pytest.mark.parametrize("first", [{"lr": 0.01}, {"lr": 0.01, "schedule": "linear"}, {"schedule": "linear"}])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_a_phase_without_a_rate_has_the_configured_one_whatever_was_before(first, layer_decay):
+    watch = Watch()
+    phases = [
+        Phase(name="a", trains="all", epochs=1, **first),
+        Phase(name="b", trains="all", epochs=1, layer_decay=layer_decay),
+    ]
+    fit(Plan(phases=phases), None, watch)
+    for name, rate in watch.rates[-1].items():
+        below = {"head": 0, "block 2": 1, "block 1": 2, "block 0": 3}.get(name.removesuffix(", no decay"), 0)
+        assert rate == pytest.approx(0.1 * layer_decay**below), name
+
+
+def test_a_warm_up_from_zero_rises_to_the_decayed_rate_of_each_block():
+    def warm_up(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 3))
+
+    watch = Watch()
+    plan = Plan(phases=[Phase(name="all", trains="all", layer_decay=0.5, epochs=2)])
+    fit(plan, Net(make_scheduler=warm_up, interval="step"), watch)
+    assert watch.rates[0]["block 0"] == 0
+    found = {name: rate for name, rate in watch.rates[-1].items() if "no decay" not in name}
+    assert found == pytest.approx({"block 0": 0.0125, "block 1": 0.025, "block 2": 0.05, "head": 0.1})
+
+
 def test_groups_of_the_optimizer_keep_their_rates_and_functions():
     def optimizer(net):
         groups = [

@@ -72,6 +72,7 @@ class PlanRunner(Callback):
             tuple[float, float]
         ] = []  # rate and weight decay of each group, as it was made
         self._rates: list[float] = []  # of each group at the phase's start
+        self._ratios: list[float] = []  # of each group's rate, had no phase set one, to the one that it has
         self._pinned: list[nn.Module] = []  # norms, by this plan
         self._rule = self._new_rule()
         self._cost_is_said = False
@@ -117,8 +118,10 @@ class PlanRunner(Callback):
             )
         split_groups(optimizer, pl_module, self._labels())
         self._configured = [
-            (float(g["lr"]), float(g.get("weight_decay", 0.0))) for g in optimizer.param_groups
+            (float(g.get("initial_lr", g["lr"])), float(g.get("weight_decay", 0.0)))
+            for g in optimizer.param_groups
         ]
+        self._ratios = self._ratios or [1.0] * len(optimizer.param_groups)  # else a checkpoint's
         for config in trainer.lr_scheduler_configs:
             sync_scheduler(config.scheduler)
         if any(phase.l2_sp for phase in self.plan.phases) and not self._anchors:
@@ -256,22 +259,35 @@ class PlanRunner(Callback):
     def _set_rates(self, trainer: Trainer) -> None:
         """Set the rates and weight decays of the phase's start."""
         optimizer, state = trainer.optimizers[0], self._state(self.phase)
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         groups = zip(optimizer.param_groups, group_names(optimizer, trainer.lightning_module), strict=True)
+        sets_rates = any(phase.sets_rates for phase in self.plan.phases[: self.phase + 1])
         self._rates = []
         for index, (group, names) in enumerate(groups):
             name = next(filter(None, names), "")
-            configured, decay = self._configured[index]
-            rate, factor = state.lrs.get(name, (None, 1.0))
-            previous = float(group["lr"])
-            is_kept = rate is None and factor == 1.0 and not self.plan.phases[self.phase].has_schedule
-            if not is_kept:  # else the schedule of `configure_optimizers` goes on
-                group["lr"] = (configured if rate is None else rate) * factor
-                rescale(schedulers, optimizer, index, previous=previous)
+            if sets_rates:
+                self._set_rate(trainer, index, *state.lrs.get(name, (None, 1.0)))
             self._rates.append(float(group["lr"]))
             if "weight_decay" in group:
                 wanted = state.weight_decays.get(name)
-                group["weight_decay"] = decay if wanted is None else wanted
+                group["weight_decay"] = self._configured[index][1] if wanted is None else wanted
+
+    def _set_rate(self, trainer: Trainer, index: int, rate: float | None, factor: float) -> None:
+        """Set a group's rate, and let the schedulers go on from it; `None` is where they would be had no phase set one."""
+        optimizer, schedulers = trainer.optimizers[0], [each.scheduler for each in trainer.lr_scheduler_configs]
+        group, floor = optimizer.param_groups[index], max(map(_floor_of, schedulers), default=0.0)
+        before = float(group["lr"])
+        stands_at_zero = before == floor  # as before a warm-up: there is no proportion, so it is about base rates
+        if not schedulers or stands_at_zero:
+            unset = self._configured[index][0]
+        else:
+            unset = floor + (before - floor) * self._ratios[index]
+        wanted = (unset if rate is None else rate) * factor
+        group["lr"] = wanted
+        rescale(schedulers, optimizer, index, previous=before)
+        if wanted != floor:
+            self._ratios[index] = (unset - floor) / (wanted - floor)
+        if schedulers and stands_at_zero and rate is None:
+            group["lr"] = before
 
     def _num_steps(self, trainer: Trainer) -> float:
         """The number of steps of the phase, as far as it is known."""
@@ -424,6 +440,7 @@ class PlanRunner(Callback):
             "best_weights": dict(self._best_weights),
             "anchors": dict(self._anchors),
             "rates": list(self._rates),
+            "ratios": list(self._ratios),
             "best": self._rule.best_score,
             "wait_count": self._rule.wait_count,
         }
@@ -448,6 +465,7 @@ class PlanRunner(Callback):
         self._best_weights = dict(state_dict["best_weights"])
         self._anchors = dict(state_dict["anchors"])
         self._rates = list(state_dict["rates"])
+        self._ratios = list(state_dict["ratios"])
         self._rule = self._new_rule()
         self._rule.best_score = float(state_dict["best"])
         self._rule.wait_count = int(state_dict["wait_count"])
@@ -457,6 +475,12 @@ class PlanRunner(Callback):
 def runner_of(trainer: Trainer) -> PlanRunner | None:
     """Give what follows a trainer's plan; `None` where it has none."""
     return next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
+
+
+def _floor_of(scheduler: Any) -> float:
+    """Give the rate that a scheduler never goes below, or one of those that it is made of."""
+    inner = getattr(scheduler, "_schedulers", ())
+    return max([float(getattr(scheduler, "eta_min", 0.0)), *map(_floor_of, inner)])
 
 
 def table_of(plan: Plan, costs: list[tuple[int, int | None]]) -> str:
