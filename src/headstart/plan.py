@@ -43,7 +43,7 @@ class Phase:
         decay_norms_and_biases: Whether weight decay is for norms and biases too.
         norms: Of the backbone's norms: `"train"` treats them like all else; `"frozen"` keeps their weights and running
             statistics; `"adapt"` keeps their weights and lets batch norms' running statistics follow the new data.
-        epochs: Number of epochs.
+        epochs: Number of whole epochs; one that begins within an epoch trains the rest of that, too.
         steps: Number of optimizer steps.
         patience: Number of validations without an improvement of the plan's `monitor`.
         warmup_steps: Steps over which the rate rises linearly from 0.

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from headstart import Callback, LightningModule, Trainer
 from headstart.callbacks import BackboneFinetuning, LearningRateMonitor
-from headstart.callbacks.plan import PlanRunner, table_of
+from headstart.callbacks.plan import PlanRunner, runner_of, table_of
 from headstart.errors import MisconfigurationError, UnknownNameError
 from headstart.loggers import CSVLogger
 from headstart.plan import Phase, Plan
@@ -70,7 +70,7 @@ def fit(
         plan=plan, callbacks=list(callbacks), accelerator="cpu", num_sanity_val_steps=0, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, **{"logger": False, **options},
     )  # fmt: skip
-    trainer.fit(module or Net(), loader or data(), data())
+    trainer.fit(module or Net(), data() if loader is None else loader, data())
     return trainer
 
 
@@ -187,6 +187,77 @@ def test_a_phase_of_steps_may_end_within_an_epoch():
     trainer = fit(plan, None, watch)
     assert trainer.global_step == 7
     assert [len(each) for each in watch.trains] == [2] * 4 + [14] * 3
+
+
+def test_a_phase_of_epochs_that_begins_within_one_has_the_rest_of_it_beside_its_own():
+    watch = Watch()
+    phases = [
+        Phase(name="a", trains="head", steps=NUM_BATCHES + 1),
+        Phase(name="b", trains="all", lr=0.1, epochs=2, schedule="linear"),
+    ]
+    trainer = fit(Plan(phases=phases), None, watch)
+    rest = NUM_BATCHES - 1
+    assert (trainer.current_epoch, trainer.global_step) == (4, 4 * NUM_BATCHES)
+    total = rest + 2 * NUM_BATCHES
+    wanted = [0.1 * (1 - step / total) for step in range(total)]
+    assert [each["head"] for each in watch.rates[NUM_BATCHES + 1 :]] == pytest.approx(wanted)
+    history = runner_of(trainer).history
+    assert [(each["name"], each["epoch"], each["step"]) for each in history] == [
+        ("a", 0, 0),
+        ("b", 2, NUM_BATCHES + 1),
+    ]
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 12), (2, 8)])
+def test_the_rest_of_an_epoch_is_counted_in_optimizer_steps(accumulate, steps):
+    phases = [
+        Phase(name="a", trains="head", steps=1),
+        Phase(name="b", trains="all", epochs=3, schedule="linear"),
+    ]
+    trainer = fit(Plan(phases=phases), accumulate_grad_batches=accumulate)
+    assert trainer.global_step == steps
+    assert runner_of(trainer).history[-1]["rest"] == steps // 4 - 1
+
+
+def test_a_run_cut_anywhere_goes_on_with_the_same_phases_and_rates(tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    def make() -> Net:
+        return Net(make_scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7))
+
+    plan = Plan(
+        phases=[
+            Phase(name="a", trains="head", lr=0.03, steps=NUM_BATCHES + 1),
+            Phase(name="b", trains="all", lr=0.2, layer_decay=0.7, epochs=1),
+            Phase(name="c", trains="all", layer_decay=0.5, epochs=1),
+        ]
+    )
+    whole, module = Watch(), make()
+    trainer = fit(plan, module, whole, Save())
+    assert trainer.global_step == 4 * NUM_BATCHES
+    for step in range(1, trainer.global_step):
+        rest, resumed = Watch(), make()
+        again = Trainer(
+            plan=plan, callbacks=[rest], accelerator="cpu", num_sanity_val_steps=0, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        again.fit(resumed, data(), data(), ckpt_path=tmp_path / f"{step}.ckpt")
+        assert rest.rates == whole.rates[step:]
+        assert runner_of(again).history == runner_of(trainer).history
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[name]), (step, name)
+
+
+def test_a_schedule_over_epochs_of_unknown_length_is_an_error():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(data().dataset)
+
+    plan = Plan(phases=[Phase(name="all", trains="all", epochs=1, schedule="linear")])
+    with pytest.raises(MisconfigurationError, match=r"Phase 'all': its linear schedule.*give steps="):
+        fit(plan, loader=DataLoader(Stream(), batch_size=2))
 
 
 def test_a_phase_ends_when_its_value_stops_improving():

@@ -6,6 +6,7 @@ start, at every epoch, after every validation. The place goes into the checkpoin
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,8 +43,8 @@ class PlanRunner(Callback):
 
     Attributes:
         phase: The number of the phase that runs, from 0.
-        history: For each phase that ended, and the one that runs: its name, its first epoch and step, and the best value of
-            the monitored one.
+        history: For each phase that ended, and the one that runs: its name, its first whole epoch, its first step, how many
+            steps it has before that epoch, and the best value of the monitored one.
 
     Example:
         >>> from headstart.plans import linear_probe
@@ -134,7 +135,13 @@ class PlanRunner(Callback):
         self._apply(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the plan."""
+        """Print the plan; refuse a schedule whose end nobody knows."""
+        endless = next((p for p in self.plan.phases if p.schedule != "constant" and p.steps is None), None)
+        if endless is not None and math.isinf(trainer.num_training_batches):
+            raise MisconfigurationError(
+                f"Phase {endless.name!r}: its {endless.schedule} schedule falls until its last epoch, and the training data does not "
+                "say how long one is: give steps=, or limit_train_batches= to the trainer."
+            )
         if self.say_table and not self._cost_is_said:
             self._cost_is_said = True
             trainer.say(table_of(self.plan, list(self._costs(trainer, pl_module))))
@@ -244,9 +251,16 @@ class PlanRunner(Callback):
             self._apply(module)
 
     def _enter(self, trainer: Trainer, index: int) -> None:
-        phase = self.plan.phases[index]
+        phase, progress = self.plan.phases[index], trainer.progress
+        done = math.ceil(progress.batch / trainer.accumulate_grad_batches)
         self.history.append(
-            {"name": phase.name, "epoch": trainer.current_epoch, "step": trainer.global_step, "best": None}
+            {
+                "name": phase.name,
+                "epoch": progress.epoch + progress.is_inside_epoch,
+                "step": progress.global_step,
+                "rest": _steps_per_epoch(trainer) - done if progress.is_inside_epoch else 0,
+                "best": None,
+            }
         )
         self._is_over = False
         self._rule = self._new_rule()
@@ -273,10 +287,12 @@ class PlanRunner(Callback):
 
     def _set_rate(self, trainer: Trainer, index: int, rate: float | None, factor: float) -> None:
         """Set a group's rate, and let the schedulers go on from it; `None` is where they would be had no phase set one."""
-        optimizer, schedulers = trainer.optimizers[0], [each.scheduler for each in trainer.lr_scheduler_configs]
+        optimizer = trainer.optimizers[0]
+        schedulers = [each.scheduler for each in trainer.lr_scheduler_configs]
         group, floor = optimizer.param_groups[index], max(map(_floor_of, schedulers), default=0.0)
         before = float(group["lr"])
-        stands_at_zero = before == floor  # as before a warm-up: there is no proportion, so it is about base rates
+        # Before a warm-up, say: there is no proportion, so it is about base rates.
+        stands_at_zero = before == floor
         if not schedulers or stands_at_zero:
             unset = self._configured[index][0]
         else:
@@ -291,10 +307,12 @@ class PlanRunner(Callback):
 
     def _num_steps(self, trainer: Trainer) -> float:
         """The number of steps of the phase, as far as it is known."""
-        phase = self.plan.phases[self.phase]
-        per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
-        bounds = [phase.steps, None if phase.epochs is None else phase.epochs * per_epoch]
-        return min(each for each in [*bounds, float("inf")] if each is not None)
+        phase, bounds = self.plan.phases[self.phase], [math.inf]
+        if phase.steps is not None:
+            bounds.append(phase.steps)
+        if phase.epochs is not None:
+            bounds.append(self._now["rest"] + phase.epochs * _steps_per_epoch(trainer))
+        return min(bounds)
 
     def _apply(self, module: LightningModule) -> None:
         """Let train what the plan says; whoever changed it in between is overruled."""
@@ -475,6 +493,14 @@ class PlanRunner(Callback):
 def runner_of(trainer: Trainer) -> PlanRunner | None:
     """Give what follows a trainer's plan; `None` where it has none."""
     return next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
+
+
+def _steps_per_epoch(trainer: Trainer) -> float:
+    """The number of optimizer steps of an epoch; `math.inf` where nobody knows."""
+    num_batches = trainer.num_training_batches
+    return (
+        num_batches if math.isinf(num_batches) else math.ceil(num_batches / trainer.accumulate_grad_batches)
+    )
 
 
 def _floor_of(scheduler: Any) -> float:
