@@ -20,7 +20,7 @@ from headstart.words import counted
 Norms = Literal["train", "adapt", "frozen"]
 Schedule = Literal["constant", "linear", "cosine"]
 
-# Stands for the block that `surgical` finds when its phase begins.
+# Stands for the block that asks for training most when its phase begins.
 BEST_BLOCK = "best block"
 
 
@@ -33,7 +33,8 @@ class Phase:
 
     Args:
         name: For people.
-        trains: What trains: words and shell patterns, see `headstart.groups.Layout.choose`.
+        trains: What trains: words and shell patterns, see `headstart.groups.Layout.choose`; and `"best block"`, the one whose
+            gradient is largest beside its weights when the phase begins.
         lr: Learning rate of the head at the phase's start; `None` is what the optimizer was made with, moved by its scheduler
             so far, whatever the phases before have set.
         backbone_lr: Learning rate of the backbone's last block; `None` is `lr`, or one `layer_decay` below it.
@@ -110,6 +111,11 @@ class Phase:
     def sets_rates(self) -> bool:
         """Whether it says anything about a rate."""
         return self.lr is not None or self.backbone_lr is not None or self.is_by_block or self.has_schedule
+
+    @property
+    def needs_best_block(self) -> bool:
+        """Whether a block is to be measured before it begins."""
+        return any(word.removeprefix("!") == BEST_BLOCK for word in self.trains)
 
     @property
     def has_schedule(self) -> bool:
@@ -252,13 +258,27 @@ class Plan:
             best_block: What "best block" stands for.
 
         Raises:
-            MisconfigurationError: If a word chooses nothing.
+            MisconfigurationError: If a word chooses nothing, or nothing is left to train.
         """
         now = self.phases[phase]
-        words = [f"block {best_block or 0}" if word == BEST_BLOCK else word for word in now.trains]
-        chosen = set(layout.choose(words))
+        words = [
+            word.replace(BEST_BLOCK, f"block {best_block or 0}")
+            if word.removeprefix("!") == BEST_BLOCK
+            else word
+            for word in now.trains
+        ]
+        try:
+            chosen = set(layout.choose(words))
+        except MisconfigurationError as error:
+            raise MisconfigurationError(f"Phase {now.name!r}: {error}") from error
         if now.norms != "train":
             chosen -= layout.norms - set(layout.head)
+        if not chosen:
+            norms = "" if now.norms == "train" else f" with norms={now.norms!r}"
+            raise MisconfigurationError(
+                f"Phase {now.name!r} trains nothing: of {', '.join(now.trains)}, nothing is left{norms}. Let something train, such "
+                "as trains='head', or leave the phase out."
+            )
         depths, top = layout.depth_of(), len(layout.blocks)
         lrs: dict[str, tuple[float | None, float]] = {}
         weight_decays: dict[str, float | None] = {}

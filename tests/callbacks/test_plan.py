@@ -482,6 +482,24 @@ def test_surgery_is_done_where_the_gradient_is_largest_beside_the_weights():
     assert runner.state_dict()["best_block"] == 1
 
 
+@pytest.mark.parametrize("is_negated", [False, True])
+def test_the_first_phase_looks_for_the_block_too(is_negated):
+    module = Net()
+    with torch.no_grad():
+        for each in module.backbone[1].parameters():
+            each.mul_(0.05)
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    trains = ["all", "!best block"] if is_negated else ["head", "best block"]
+    phase = Phase(name="a", trains=trains, lr=0.1, epochs=1)
+    fit(Plan(phases=[phase]), module, loader=data(36, batch_size=12))
+    changed = {name[:10] for name, value in module.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {
+        "head.weigh",
+        "head.bias",
+        *(["backbone.0", "backbone.2"] if is_negated else ["backbone.1"]),
+    }
+
+
 def test_looking_for_the_block_leaves_no_trace():
     def draws(plan):
         torch.manual_seed(5)
@@ -545,8 +563,29 @@ def test_a_pattern_that_matches_nothing_is_an_error_before_anything_trains():
     plan = Plan(
         phases=[Phase(name="a", trains="head", epochs=1), Phase(name="b", trains="backbone.9.*", epochs=1)]
     )
-    with pytest.raises(MisconfigurationError, match=r"'backbone.9.\*' chooses no parameter"):
+    with pytest.raises(MisconfigurationError, match=r"Phase 'b': 'backbone.9.\*' chooses no parameter"):
         fit(plan)
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        (
+            {"trains": "norms", "norms": "frozen"},
+            "of norms, nothing is left with norms='frozen'. Let something",
+        ),
+        ({"trains": ["head", "!head"]}, "of head, !head, nothing is left. Let something train"),
+    ],
+)
+def test_a_phase_that_trains_nothing_is_an_error_before_anything_trains(phase, message):
+    watch = Watch()
+    with pytest.raises(MisconfigurationError, match=f"Phase 'b' trains nothing: {message}"):
+        fit(
+            Plan(phases=[Phase(name="a", trains="head", epochs=2), Phase(name="b", epochs=1, **phase)]),
+            None,
+            watch,
+        )
+    assert not watch.trains
 
 
 @pytest.mark.parametrize(("plan", "message"), [(3, "plan is a int"), ("lpft", "Did you mean 'lp_ft'")])

@@ -20,7 +20,7 @@ from headstart.callbacks.monitored import never_logged
 from headstart.errors import MisconfigurationError, missing_dependency
 from headstart.groups import Layout, is_norm, layout_of
 from headstart.optim import group_names, rescale, split_groups, sync_scheduler
-from headstart.plan import BEST_BLOCK, Norms, Plan, State
+from headstart.plan import Norms, Plan, State
 from headstart.seed import isolated_random_state
 from headstart.words import counted
 
@@ -135,13 +135,16 @@ class PlanRunner(Callback):
         self._apply(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the plan; refuse a schedule whose end nobody knows."""
+        """Look for the first phase's best block; print the plan; refuse a schedule whose end nobody knows."""
         endless = next((p for p in self.plan.phases if p.schedule != "constant" and p.steps is None), None)
         if endless is not None and math.isinf(trainer.num_training_batches):
             raise MisconfigurationError(
                 f"Phase {endless.name!r}: its {endless.schedule} schedule falls until its last epoch, and the training data does not "
                 "say how long one is: give steps=, or limit_train_batches= to the trainer."
             )
+        if self.plan.phases[self.phase].needs_best_block and self._best_block is None:
+            self._best_block = self._find_best_block(trainer, pl_module)
+            trainer.say(f"Phase {self._now['name']!r}: the best block is block {self._best_block}.")
         if self.say_table and not self._cost_is_said:
             self._cost_is_said = True
             trainer.say(table_of(self.plan, list(self._costs(trainer, pl_module))))
@@ -241,11 +244,11 @@ class PlanRunner(Callback):
         )
 
     def _go_on(self, trainer: Trainer, module: LightningModule) -> None:
-        """From a phase's end to the next one's start."""
+        """Go from a phase's end to the next one's start."""
         self._restore_best(trainer, module)
         if not self._is_last:
             self.phase += 1
-            if BEST_BLOCK in self.plan.phases[self.phase].trains:
+            if self.plan.phases[self.phase].needs_best_block:
                 self._best_block = self._find_best_block(trainer, module)
             self._enter(trainer, self.phase)
             self._apply(module)
@@ -267,7 +270,7 @@ class PlanRunner(Callback):
         self._set_rates(trainer)
         if index:
             rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(self._rates))
-            block = "" if self._best_block is None else f" (block {self._best_block})"
+            block = f" (block {self._best_block})" if phase.needs_best_block else ""
             trainer.say(f"Phase {phase.name!r} begins{block}: learning rates {rates}.")
 
     def _set_rates(self, trainer: Trainer) -> None:
