@@ -100,15 +100,60 @@ def test_a_plan_as_a_person_writes_it(tmp_path):
     """)
     plan = Plan.from_yaml(path)
     assert plan.phases[1].trains == ("head", "last 2 blocks", "!norms")
-    assert plan.lora == LoRA(rank=4, targets=("query", "value")) or plan.lora.targets == ["query", "value"]
+    assert plan.lora == LoRA(rank=4, targets=("query", "value"))
     assert plan.num_epochs == 23
+
+
+@pytest.mark.parametrize("targets", ["query", ("query", "value"), ["query", "value"]])
+def test_adapters_of_named_layers_are_the_same_after_being_written_and_read(targets, tmp_path):
+    plan = Plan(phases=one().phases, lora=LoRA(targets=targets))
+    plan.to_yaml(tmp_path / "plan.yaml")
+    assert Plan.from_yaml(tmp_path / "plan.yaml") == plan
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("""
+        phases: [{name: a, trains: all, lr: 1e-3, weight_decay: 1e-2, l2_sp: 0, epochs: "3", steps: 1e2, warmup_steps: 5.0}]
+        lora: {rank: "4", dropout: 1e-1}
+    """)
+    plan = Plan.from_yaml(path)
+    settings = {"lr": 0.001, "weight_decay": 0.01, "epochs": 3, "steps": 100, "warmup_steps": 5}
+    assert plan == Plan(phases=one(**settings).phases, lora=LoRA(rank=4, dropout=0.1))
+    assert {name: type(getattr(plan.phases[0], name)) for name in settings} == {
+        "lr": float, "weight_decay": float, "epochs": int, "steps": int, "warmup_steps": int,
+    }  # fmt: skip
+
+
+PHASES = "phases: [{name: a, trains: all, epochs: 1}]"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("phases: [{name: a, trains: all, epoch: 3}]", "A Phase has no 'epoch'. Did you mean 'epochs'"),
-        ("phases: [{name: a, epochs: 3}]", "A Phase lacks 'trains'"),
+        ("phases: [{name: a, trains: all, epoch: 3}]", "Phase 'a' has no 'epoch'. Did you mean 'epochs'"),
+        ("phases: [{name: a, epochs: 3}]", "Phase 'a' lacks 'trains'"),
+        ("phases: [{name: a, trains: all, epochs: 3}, {trains: all}]", "Phase number 2 lacks 'name'"),
+        ("phases: [3]", "Phase number 1 is 3; expected names with values"),
+        (
+            "phases: [{name: a, trains: all, epochs: two}]",
+            "Phase 'a': epochs is 'two'; expected a whole number",
+        ),
+        ("phases: [{name: a, trains: 5, epochs: 1}]", "Phase 'a': trains is 5; expected text, or a list"),
+        (
+            "phases: [{name: a, trains: [head, null], epochs: 1}]",
+            r"Phase 'a': trains is \['head', None\]; expected",
+        ),
+        ("phases: [{name: 5, trains: all, epochs: 1}]", "Phase 5: name is 5; expected text"),
+        (f"{PHASES}\nlora: yes", "Plan 'plan': lora is True; expected the settings"),
+        (f"{PHASES}\nlora: {{rank: 0}}", "LoRA: rank is 0; expected a whole number of 1 or more"),
+        (f"{PHASES}\nlora: {{dropout: 1}}", "LoRA: dropout is 1.0; expected a number below 1"),
+        (f"{PHASES}\nlora: {{targets: [3]}}", r"LoRA: targets is \[3\]; expected text, or a list"),
+        (f"{PHASES}\nlora: {{ranks: 3}}", "A LoRA has no 'ranks'. Did you mean 'rank'"),
+        (f"{PHASES}\nmonitor: 5", "Plan 'plan': monitor is 5; expected text"),
+        (f"{PHASES}\nbackbone: null", "Plan 'plan': backbone is None; expected text"),
+        (f"{PHASES}\nmode: [max]", r"Plan 'plan': mode is \['max'\]; expected 'min' or 'max'"),
+        ("phases: [{name: 2026-13-01}]", "is no YAML: month must be"),
         ("phase: []", "A Plan has no 'phase'. Did you mean 'phases'"),
         ("phases: 3", "phases are 3; expected a list"),
         ("- 3", r"holds \[3\]; expected names"),
@@ -119,7 +164,14 @@ def test_a_plan_as_a_person_writes_it(tmp_path):
 def test_a_file_that_is_no_plan_is_refused(text, message, tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(text)
-    with pytest.raises(MisconfigurationError, match=message):
+    with pytest.raises(MisconfigurationError, match=rf"plan\.yaml' ?.*{message}"):
+        Plan.from_yaml(path)
+
+
+def test_a_binary_file_is_refused(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_bytes(b"\x80\x04\xff")
+    with pytest.raises(MisconfigurationError, match=r"plan.yaml' is no YAML: 'utf-8' codec can't decode"):
         Plan.from_yaml(path)
 
 
@@ -135,7 +187,21 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     ("settings", "message"),
     [
         ({"epochs": None}, "never ends: give epochs="),
-        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"epochs": 0}, "epochs is 0; expected a whole number of 1 or more"),
+        ({"epochs": 1.5}, "epochs is 1.5; expected a whole number"),
+        ({"epochs": True}, "epochs is True; expected a whole number"),
+        ({"epochs": float("inf")}, "epochs is inf; expected a whole number"),
+        ({"steps": "1e999"}, "steps is '1e999'; expected a whole number"),
+        ({"warmup_steps": None}, "warmup_steps is None; expected a whole number of 0 or more"),
+        ({"weight_decay": -1}, "weight_decay is -1; expected a number of 0 or more"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan; expected a number"),
+        ({"l2_sp": float("nan")}, "l2_sp is nan; expected a number of 0 or more"),
+        ({"layer_decay": None}, "layer_decay is None; expected a number above 0"),
+        ({"decay_norms_and_biases": "no"}, "decay_norms_and_biases is 'no'; expected true or false"),
+        ({"trains": [1, 2]}, r"trains is \[1, 2\]; expected text, or a list of texts"),
+        ({"trains": {"head": 1}}, "trains is {'head': 1}; expected text"),
+        ({"schedule": ["linear"]}, r"schedule is \['linear'\]; expected one of"),
+        ({"lr": "fast"}, "Phase 'a': lr is 'fast'; expected a number above 0"),
         ({"lr": -1.0}, "lr is -1.0; expected a number above 0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"layer_decay": 0}, "layer_decay is 0"),
@@ -157,6 +223,9 @@ def test_a_plan_needs_phases_of_different_names():
     phase = Phase(name="a", trains="all", epochs=1)
     with pytest.raises(MisconfigurationError, match="two phases are named 'a'"):
         Plan(phases=[phase, phase])
+    for other in (5, [5], phase):
+        with pytest.raises(MisconfigurationError, match=r"phases are .*; expected a list"):
+            Plan(phases=other)
 
 
 def test_a_name_that_no_plan_has_is_answered_with_the_nearest():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,21 +77,23 @@ class Phase:
     l2_sp: float = 0.0
 
     def __post_init__(self) -> None:
-        trains = (self.trains,) if isinstance(self.trains, str) else tuple(self.trains)
-        object.__setattr__(self, "trains", trains)
         where = f"Phase {self.name!r}"
-        if not trains:
+        _check_text(where, "name", self.name)
+        object.__setattr__(self, "trains", _texts(where, "trains", self.trains))
+        if not self.trains:
             raise MisconfigurationError(
                 f"{where}: trains is empty; expected words or patterns, such as 'head'."
             )
-        for name, lowest in {"epochs": 1, "steps": 1, "patience": 1, "warmup_steps": 0, "l2_sp": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise MisconfigurationError(f"{where}: {name} is {value}; expected {lowest} or more.")
+        for name, least in {"epochs": 1, "steps": 1, "patience": 1, "warmup_steps": 0}.items():
+            _read_number(self, name, where=where, is_whole=True, least=least)
+        for name in ("weight_decay", "l2_sp"):
+            _read_number(self, name, where=where, least=0)
         for name in ("lr", "backbone_lr", "layer_decay"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise MisconfigurationError(f"{where}: {name} is {value}; expected a number above 0.")
+            _read_number(self, name, where=where)
+        if not isinstance(self.decay_norms_and_biases, bool):
+            raise MisconfigurationError(
+                f"{where}: decay_norms_and_biases is {self.decay_norms_and_biases!r}; expected true or false."
+            )
         for name, known in {
             "norms": ("train", "adapt", "frozen"),
             "schedule": ("constant", "linear", "cosine"),
@@ -167,12 +170,28 @@ class LoRA:
         alpha: The adapter's output is multiplied with `alpha / rank`.
         dropout: Before the adapter.
         targets: Names of the layers that get one, as `target_modules` of peft; `"all-linear"` for every linear layer.
+
+    Raises:
+        MisconfigurationError: If a value makes no sense.
+
+    Example:
+        >>> LoRA(rank=4, targets=["query", "value"]).targets
+        ('query', 'value')
     """
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
+    targets: str | Sequence[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            _read_number(self, name, where="LoRA", is_whole=True, least=1)
+        _read_number(self, "dropout", where="LoRA", least=0)
+        if self.dropout >= 1:
+            raise MisconfigurationError(f"LoRA: dropout is {self.dropout}; expected a number below 1.")
+        if not isinstance(self.targets, str):
+            object.__setattr__(self, "targets", _texts("LoRA", "targets", self.targets))
 
 
 @dataclass(frozen=True)
@@ -206,7 +225,8 @@ class Plan:
         lora: Put adapters into the backbone; their weights are named `lora_`.
 
     Raises:
-        MisconfigurationError: If there is no phase, two have one name, or one has a `patience` and nothing to watch.
+        MisconfigurationError: If there is no phase, two have one name, one has a `patience` and nothing to watch, or a value
+            makes no sense.
 
     Example:
         >>> plan = Plan(phases=[
@@ -225,14 +245,28 @@ class Plan:
     lora: LoRA | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "phases", tuple(self.phases))
-        if not self.phases:
-            raise MisconfigurationError(f"Plan {self.name!r} has no phases; expected one or more.")
+        where = f"Plan {self.name!r}"
+        _check_text(where, "name", self.name)
+        phases = tuple(self.phases) if isinstance(self.phases, Iterable) else (None,)
+        if not all(isinstance(each, Phase) for each in phases):
+            raise MisconfigurationError(
+                f"{where}: its phases are {self.phases!r:.100}; expected a list of `Phase`s."
+            )
+        object.__setattr__(self, "phases", phases)
+        if not phases:
+            raise MisconfigurationError(f"{where} has no phases; expected one or more.")
+        _check_text(where, "backbone", self.backbone)
+        if self.monitor is not None:
+            _check_text(where, "monitor", self.monitor)
+        if self.lora is not None and not isinstance(self.lora, LoRA):
+            raise MisconfigurationError(
+                f"{where}: lora is {self.lora!r:.100}; expected the settings of the adapters, such as {{rank: 8}}, or none."
+            )
         names = [phase.name for phase in self.phases]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise MisconfigurationError(f"Plan {self.name!r}: two phases are named {twice!r}.")
-        if self.mode not in {"min", "max"}:
+        if self.mode not in ("min", "max"):
             raise MisconfigurationError(
                 f"Plan {self.name!r}: mode is {self.mode!r}; expected 'min' or 'max'."
             )
@@ -309,15 +343,16 @@ class Plan:
         Raises:
             MisconfigurationError: If a name is unknown or a value makes no sense.
         """
-        values = dict(_checked(cls, values))
+        values = dict(_checked(cls, values, what="A Plan"))
         phases = values.get("phases")
         if not isinstance(phases, list | tuple):
             raise MisconfigurationError(f"A plan's phases are {phases!r:.100}; expected a list of phases.")
         values["phases"] = tuple(
-            each if isinstance(each, Phase) else Phase(**_checked(Phase, each)) for each in phases
+            each if isinstance(each, Phase) else Phase(**_checked(Phase, each, what=_name_of(each, number)))
+            for number, each in enumerate(phases, 1)
         )
         if isinstance(values.get("lora"), Mapping):
-            values["lora"] = LoRA(**_checked(LoRA, values["lora"]))
+            values["lora"] = LoRA(**_checked(LoRA, values["lora"], what="A LoRA"))
         return cls(**values)
 
     def to_yaml(self, path: str | Path) -> None:
@@ -341,13 +376,16 @@ class Plan:
             raise MisconfigurationError(
                 f"The plan {str(path)!r} cannot be read: {error.strerror}."
             ) from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter of bytes that are no text, of a 13th month
             raise MisconfigurationError(f"The plan {str(path)!r} is no YAML: {error}") from error
         if not isinstance(values, dict):
             raise MisconfigurationError(
                 f"The plan {str(path)!r} holds {values!r:.100}; expected names with values."
             )
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except MisconfigurationError as error:
+            raise MisconfigurationError(f"The plan {str(path)!r}: {error}") from error
 
 
 def _without_defaults(value: Any) -> dict[str, Any]:
@@ -356,18 +394,67 @@ def _without_defaults(value: Any) -> dict[str, Any]:
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
 
 
-def _checked(kind: type, values: Any) -> Mapping[str, Any]:
+def _name_of(phase: Any, number: int) -> str:
+    name = phase.get("name") if isinstance(phase, Mapping) else None
+    return f"Phase number {number}" if name is None else f"Phase {name!r:.100}"
+
+
+def _checked(kind: type, values: Any, *, what: str) -> Mapping[str, Any]:
     """Refuse what is no mapping, and names that the class does not know or cannot do without."""
     if not isinstance(values, Mapping):
-        raise MisconfigurationError(f"A {kind.__name__} is {values!r:.100}; expected names with values.")
+        raise MisconfigurationError(f"{what} is {values!r:.100}; expected names with values.")
     known = [each.name for each in fields(kind)]
     unknown = next((name for name in values if name not in known), None)
     if unknown is not None:
         raise MisconfigurationError(
-            f"A {kind.__name__} has no {unknown!r}.{did_you_mean(str(unknown), known)} It has: {', '.join(known)}."
+            f"{what} has no {unknown!r}.{did_you_mean(str(unknown), known)} It has: {', '.join(known)}."
         )
     needed: Iterable[str] = {"Phase": ("name", "trains"), "Plan": ("phases",)}.get(kind.__name__, ())
     lacking = next((name for name in needed if name not in values), None)
     if lacking is not None:
-        raise MisconfigurationError(f"A {kind.__name__} lacks {lacking!r}: {dict(values)!r:.100}.")
+        raise MisconfigurationError(f"{what} lacks {lacking!r}: {dict(values)!r:.100}.")
     return values
+
+
+def _check_text(where: str, name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise MisconfigurationError(
+            f"{where}: {name} is {value!r:.100}; expected text (in YAML, put quotes around it)."
+        )
+
+
+def _texts(where: str, name: str, value: Any) -> tuple[str, ...]:
+    """Give one text, or several, as a tuple."""
+    found = (value,) if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
+    other = next((each for each in found if not isinstance(each, str)), None)
+    if other is not None or None in found:
+        raise MisconfigurationError(f"{where}: {name} is {value!r:.100}; expected text, or a list of texts.")
+    return found
+
+
+def _read_number(
+    owner: object, name: str, *, where: str, is_whole: bool = False, least: float | None = None
+) -> None:
+    """Check a number, and keep it as one where it is text: YAML takes 1e-3 for text.
+
+    Args:
+        owner: Whose it is; `None` stays where it is the default.
+        name: Its attribute.
+        where: What the owner is called in the message.
+        is_whole: Whether fractions are refused.
+        least: The lowest that it may be; `None` asks for more than 0.
+    """
+    value = getattr(owner, name)
+    if value is None and getattr(type(owner), name) is None:
+        return
+    try:
+        is_read = isinstance(value, str | Real) and not isinstance(value, bool)
+        number = float(value) if is_read else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    is_enough = number > 0 if least is None else number >= least
+    if not (is_enough and math.isfinite(number) and (number.is_integer() or not is_whole)):
+        bound = "above 0" if least is None else f"of {least} or more"
+        kind = "whole number" if is_whole else "number"
+        raise MisconfigurationError(f"{where}: {name} is {value!r:.100}; expected a {kind} {bound}.")
+    object.__setattr__(owner, name, int(number) if is_whole else number)
