@@ -15,7 +15,7 @@ from headstart.callbacks import BackboneFinetuning, LearningRateMonitor
 from headstart.callbacks.plan import PlanRunner, runner_of, table_of
 from headstart.errors import MisconfigurationError, UnknownNameError
 from headstart.loggers import CSVLogger
-from headstart.plan import Phase, Plan
+from headstart.plan import LoRA, Phase, Plan
 from headstart.plans import PLANS, named_plan
 from tests.test_optim import NUM_BATCHES, NUM_EPOCHS, SETUPS, Rates, intervals, rates_of_one_group
 
@@ -586,6 +586,61 @@ def test_a_phase_that_trains_nothing_is_an_error_before_anything_trains(phase, m
             watch,
         )
     assert not watch.trains
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"monitor": "val", "mode": "max"},
+            "mode of the plan was 'min' and is 'max', and phases that have begun",
+        ),
+        ({"monitor": "never better"}, "monitor of the plan was 'val' and is 'never better'"),
+        ({"monitor": None}, "monitor of the plan was 'val' and is None"),
+        ({"backbone": "backbone.0"}, "backbone of the plan was 'backbone' and is 'backbone.0'"),
+        ({"lora": LoRA(rank=2, alpha=3)}, "alpha of LoRA was 16 and is 3"),
+        ({"phases": [Phase(name="a", trains="all", lr=0.2, epochs=9)]}, "lr of phase 'a' was 0.1 and is 0.2"),
+        (
+            {"phases": [Phase(name="b", trains="head", lr=0.1, epochs=9)]},
+            r"name of phase 'a' was 'a' and is 'b'; trains of phase 'a' was \('all',\) and is \('head',\)",
+        ),
+    ],
+)
+def test_a_resume_with_another_plan_names_what_differs(change, message, tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    settings = {"phases": [Phase(name="a", trains="all", lr=0.1, epochs=9)], "monitor": "val"}
+    if "lora" in change:
+        settings["lora"] = LoRA(rank=2)
+    fit(Plan(**settings), None, Save(), max_epochs=2)
+    trainer = Trainer(
+        plan=Plan(**{**settings, **change}), accelerator="cpu", num_sanity_val_steps=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(MisconfigurationError, match=rf"is in phase 'a' of another plan .*{message}"):
+        trainer.fit(Net(), data(), data(), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_a_resume_with_a_plan_of_fewer_phases_than_have_begun_is_an_error(tmp_path):
+    trainer = fit(two_phases(), max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = Trainer(plan=Plan(phases=two_phases().phases[:1]), logger=False, enable_checkpointing=False)
+    with pytest.raises(MisconfigurationError, match="it has begun 2 phases, and this plan has 1, and phases"):
+        again.fit(Net(), data(), data(), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_phases_to_come_and_the_plans_name_may_change_at_a_resume(tmp_path):
+    trainer = fit(two_phases(), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    phases = [two_phases().phases[0], Phase(name="more", trains="all", epochs=1)]
+    again = Trainer(
+        plan=Plan(name="other", phases=phases), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    again.fit(Net(), data(), data(), ckpt_path=tmp_path / "a.ckpt")
+    assert again.current_epoch == 3
 
 
 @pytest.mark.parametrize(("plan", "message"), [(3, "plan is a int"), ("lpft", "Did you mean 'lp_ft'")])

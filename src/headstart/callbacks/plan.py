@@ -7,6 +7,7 @@ start, at every epoch, after every validation. The place goes into the checkpoin
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -473,11 +474,11 @@ class PlanRunner(Callback):
             MisconfigurationError: If the checkpoint was made with another plan, as far as it had come.
         """
         theirs, ours = Plan.from_dict(state_dict["plan"]), self.plan
-        begun = state_dict["phase"] + 1
-        if theirs.phases[:begun] != ours.phases[:begun]:
+        change = _what_differs(theirs, ours, begun=state_dict["phase"] + 1)
+        if change:
             raise MisconfigurationError(
-                f"The checkpoint is in phase {state_dict['phase']} of another plan ({theirs.name!r}; this one is {ours.name!r}): "
-                "phases that have begun cannot change. Resume with the plan that it was made with."
+                f"The checkpoint is in phase {theirs.phases[state_dict['phase']].name!r} of another plan ({theirs.name!r}; this one is "
+                f"{ours.name!r}): {change}, and phases that have begun cannot change. Resume with the plan that it was made with."
             )
         self.phase = int(state_dict["phase"])
         self.history = [dict(each) for each in state_dict["history"]]
@@ -496,6 +497,25 @@ class PlanRunner(Callback):
 def runner_of(trainer: Trainer) -> PlanRunner | None:
     """Give what follows a trainer's plan; `None` where it has none."""
     return next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
+
+
+def _what_differs(theirs: Plan, ours: Plan, *, begun: int) -> str:
+    """Say which settings of a checkpoint's plan are others now, as far as it has come; empty where none are."""
+    pairs: list[tuple[str, Any, Any]] = [("the plan", theirs, ours)]
+    for number, phase in enumerate(theirs.phases[:begun], 1):
+        if number > len(ours.phases):
+            return f"it has begun {counted(begun, 'phase')}, and this plan has {len(ours.phases)}"
+        pairs.append((f"phase {phase.name!r}", phase, ours.phases[number - 1]))
+    if theirs.lora is not None and ours.lora is not None:
+        pairs.append(("LoRA", theirs.lora, ours.lora))
+    changes = []
+    for owner, before, now in pairs:
+        names = [each.name for each in fields(before)]
+        if before is theirs:
+            names = ["monitor", "mode", "backbone", *([] if theirs.lora and ours.lora else ["lora"])]
+        found = ((name, getattr(before, name), getattr(now, name)) for name in names)
+        changes += [f"{name} of {owner} was {old!r} and is {new!r}" for name, old, new in found if old != new]
+    return "; ".join(changes)
 
 
 def _steps_per_epoch(trainer: Trainer) -> float:
