@@ -60,13 +60,50 @@ def test_words_choose(words, chosen):
     [
         ("haed", "Did you mean 'head'"),
         ("backbone.2.weight", "Did you mean 'backbone.2"),
-        ("block 3", "has 3 blocks"),
+        ("backbone.3.*", "Did you mean 'backbone.2.*'"),
+        ("block 3", "has 3 blocks: expected 'block 0' to 'block 2'."),
+        (
+            "last 4 blocks",
+            "has 3 blocks: expected 'last block' to 'last 3 blocks'; of a plan with a name, num_blocks=3 at most.",
+        ),
+        ("first 99 blocks", "has 3 blocks: expected 'first block' to 'first 3 blocks'"),
+        ("last 0 blocks", "has 3 blocks: expected 'last block' to 'last 3 blocks'"),
     ],
 )
 def test_a_word_that_chooses_nothing_is_an_error_with_the_nearest(word, hint):
     with pytest.raises(MisconfigurationError, match="chooses no parameter") as raised:
         layout_of(toy()).choose(word)
     assert hint in str(raised.value)
+
+
+def test_all_blocks_may_be_asked_for():
+    layout = layout_of(toy())
+    assert layout.choose("last 3 blocks") == layout.choose("first 3 blocks") == layout.choose("backbone")
+
+
+def test_a_pattern_that_is_nearly_right_is_answered_with_a_pattern():
+    layout = layout_of(Net(torchvision.models.resnet18(), 1000))
+    with pytest.raises(MisconfigurationError, match=r"Did you mean 'backbone.layer4.\*'\?"):
+        layout.choose("backbone.layr4.*")
+
+
+def test_a_head_that_is_not_there_is_answered_with_the_backbone_that_leaves_one():
+    net = nn.Module()
+    net.net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(
+        MisconfigurationError, match="all of this network is in its backbone. Say backbone=''"
+    ):
+        layout_of(net, backbone="net").choose("head")
+    assert layout_of(net, backbone="").choose("head") == ["net.1.weight", "net.1.bias"]
+    with pytest.raises(
+        MisconfigurationError, match="'norms' chooses no parameter: this network has none of them"
+    ):
+        layout_of(net, backbone="net").choose("norms")
+    lone = layout_of(nn.Sequential(nn.Linear(2, 2)), backbone="")
+    with pytest.raises(
+        MisconfigurationError, match="'last block' .*: this network has 0 blocks beside its head"
+    ):
+        lone.choose("last block")
 
 
 def test_a_part_that_is_not_there_is_an_error_with_those_that_are():

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from headstart.errors import MisconfigurationError, did_you_mean
+from headstart.words import counted
 
 # Words that choose parameters; anything else is a shell pattern over their names.
 WORDS = (
@@ -75,7 +76,7 @@ class Layout:
                 add up; one that begins with "!" takes away.
 
         Raises:
-            MisconfigurationError: If a word chooses nothing.
+            MisconfigurationError: If a word chooses nothing, or asks for more blocks than there are.
 
         Example:
             >>> net = nn.Module()
@@ -96,13 +97,25 @@ class Layout:
         found = self._of_known_word(word)
         if found is None:
             found = {name for name in self.names if fnmatchcase(name, word)}
-        if not found:
+        if found:
+            return found
+        if word == "head":
             raise MisconfigurationError(
-                f"{word!r} chooses no parameter.{did_you_mean(word, [*WORDS, *self.names])} Expected one of "
-                f"{', '.join(WORDS)} (this network has {len(self.blocks)} blocks), or a shell pattern over names such as "
-                f"{self.names[0]!r} to {self.names[-1]!r}."
+                "'head' chooses no parameter: all of this network is in its backbone. Say backbone='', and its last block is the "
+                "head; or name a part of it that leaves one."
             )
-        return found
+        if word in WORDS:
+            raise MisconfigurationError(f"{word!r} chooses no parameter: this network has none of them.")
+        if set(word) & set("*?["):
+            parts = [name.split(".") for name in self.names]
+            near = [".".join(each[:count]) + ".*" for each in parts for count in range(1, len(each))]
+        else:
+            near = [*WORDS, *self.names]
+        raise MisconfigurationError(
+            f"{word!r} chooses no parameter.{did_you_mean(word, dict.fromkeys(near))} Expected one of "
+            f"{', '.join(WORDS)} (this network has {counted(len(self.blocks), 'block')}), or a shell pattern over names such as "
+            f"{self.names[0]!r} to {self.names[-1]!r}."
+        )
 
     def _of_known_word(self, word: str) -> set[str] | None:
         backbone = {name for block in self.blocks for name in block}
@@ -114,12 +127,22 @@ class Layout:
         found = _BLOCKS.fullmatch(word)
         if found is None:
             return None
-        if found["index"] is not None:
-            chosen = self.blocks[int(found["index"]) :][:1]
+        has, end = len(self.blocks), found["end"]
+        if end is None:
+            index = int(found["index"])
+            chosen, is_there = self.blocks[index : index + 1], index < has
+            least, most = "block 0", f"block {has - 1}"
         else:
             count = int(found["count"] or 1)
-            chosen = (
-                self.blocks[:count] if found["end"] == "first" else self.blocks[-count or len(self.blocks) :]
+            chosen = self.blocks[:count] if end == "first" else self.blocks[-count:]
+            is_there = 0 < count <= has
+            least, most = f"{end} block", f"{end} {has} blocks"
+        if not is_there:
+            known = f"{least!r} to {most!r}" if has > 1 else repr(least)
+            advice = f"; of a plan with a name, num_blocks={has} at most" if end else ""
+            raise MisconfigurationError(
+                f"{word!r} chooses no parameter: this network has {counted(has, 'block')}"
+                f"{f': expected {known}{advice}.' if has else ' beside its head.'}"
             )
         return {name for block in chosen for name in block}
 

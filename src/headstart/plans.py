@@ -77,7 +77,7 @@ def gradual(
     """Thaw one more block in each phase, from the last one on, each at a lower rate (Howard & Ruder 2018, "ULMFiT").
 
     Args:
-        num_blocks: How many are thawed one by one; then everything is.
+        num_blocks: How many are thawed one by one, no more than the backbone has; then everything is.
         epochs: Epochs of each phase.
         lr: Of the head.
         layer_decay: From a block to the one before it; 1/2.6 in the paper.
@@ -114,7 +114,7 @@ def last_blocks(*, num_blocks: int = 2, epochs: int = 5, lr: float = 3e-4, **set
     """Train the head and the last blocks (Yosinski et al. 2014: late features are the ones that are of their task).
 
     Args:
-        num_blocks: How many.
+        num_blocks: How many, no more than the backbone has.
         epochs: Number of epochs.
         lr: Of all that trains.
         settings: See `Plan`.

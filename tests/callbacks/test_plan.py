@@ -472,6 +472,14 @@ def test_a_named_plan_trains_what_it_says_and_nothing_else(name):
         assert changed & parameters == expected, plan
 
 
+def test_a_named_plan_of_more_blocks_than_there_are_says_how_many_it_may_have():
+    with pytest.raises(
+        MisconfigurationError, match=r"Phase 'last 4 blocks': .* has 3 blocks.*num_blocks=3 at most"
+    ):
+        fit(named_plan("gradual", num_blocks=9))
+    assert fit(named_plan("gradual", num_blocks=3)).current_epoch == 5
+
+
 def test_surgery_is_done_where_the_gradient_is_largest_beside_the_weights():
     module = Net()
     with torch.no_grad():
