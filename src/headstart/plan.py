@@ -169,7 +169,8 @@ class LoRA:
         rank: Of each adapter.
         alpha: The adapter's output is multiplied with `alpha / rank`.
         dropout: Before the adapter.
-        targets: Names of the layers that get one, as `target_modules` of peft; `"all-linear"` for every linear layer.
+        targets: Names of the layers that get one, as `target_modules` of peft; `"all-linear"` for every linear layer, or,
+            in a network without one, every plain convolution.
 
     Raises:
         MisconfigurationError: If a value makes no sense.

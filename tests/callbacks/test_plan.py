@@ -541,6 +541,46 @@ def test_adapters_are_added_to_the_weights_when_the_run_ends():
     assert type(module.backbone[0][0]) is nn.Linear
 
 
+def test_a_convolutional_network_has_adapters_on_its_plain_convolutions():
+    class Convolutional(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(
+                nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+                nn.Sequential(nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6)), nn.Conv2d(6, 6, 3, padding=2, dilation=2),
+                nn.Conv2d(6, 6, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            )  # fmt: skip
+
+    class Last(Callback):
+        def on_train_end(self, trainer, pl_module) -> None:
+            adapted.extend(name for name, _ in pl_module.named_parameters() if "lora_B" in name)
+            pl_module.eval()
+            with torch.no_grad():
+                outputs.append(pl_module.backbone(batch))
+
+    adapted, outputs, batch = [], [], data().dataset.tensors[0]
+    module, plain = Convolutional(), Convolutional()
+    fit(named_plan("lora", lr=0.1), module, Last(), loader=data(36, batch_size=12))
+    assert adapted == [f"backbone.{layer}.lora_B.default.weight" for layer in (1, 6)]
+    module.eval()
+    plain.eval()
+    assert torch.allclose(module.backbone(batch), outputs[0], atol=1e-5)
+    assert not torch.allclose(plain.backbone(batch), outputs[0], atol=1e-3)
+    assert [type(each) for each in module.modules()] == [type(each) for each in plain.modules()]
+    before, after = plain.state_dict(), module.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {*HEAD, "backbone.1.weight", "backbone.6.weight"}
+
+
+def test_a_network_without_a_layer_for_an_adapter_is_an_error():
+    module = Net()
+    module.backbone = nn.Sequential(nn.LayerNorm(6))
+    with pytest.raises(
+        MisconfigurationError, match="has no linear layer for an adapter, nor a plain convolution"
+    ):
+        fit("lora", module)
+
+
 def test_the_pull_to_where_the_run_began_is_in_the_gradient():
     module = Net(optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
     free, pulled = Net(optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1)), module

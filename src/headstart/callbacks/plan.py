@@ -7,6 +7,7 @@ start, at every epoch, after every validation. The place goes into the checkpoin
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -584,17 +585,35 @@ def put_adapters_in(network: nn.Module, plan: Plan) -> None:
     assert lora is not None
     targets: Any = list(lora.targets) if isinstance(lora.targets, tuple) else lora.targets
     if targets == "all-linear":
-        targets = [name for name, each in network.named_modules() if isinstance(each, nn.Linear)]
+        layers = dict(network.named_modules())
+        names = [name for name, each in layers.items() if isinstance(each, nn.Linear)]
+        names = names or [name for name, each in layers.items() if _can_be_adapted(each)]
+        # A pattern: of a list, peft takes all layers whose names end in one of its names.
+        targets = "|".join(map(re.escape, names))
     if not targets:
         raise MisconfigurationError(
-            f"{type(network).__name__} has no linear layer for an adapter: name layers of it with LoRA(targets=...), or "
-            "choose another plan."
+            f"{type(network).__name__} has no linear layer for an adapter, nor a plain convolution: name layers of it with "
+            "LoRA(targets=...), or choose another plan."
         )
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     try:
         inject_adapter_in_model(config, network)
     except ValueError as error:
         raise MisconfigurationError(f"The adapters do not fit {type(network).__name__}: {error}") from error
+
+
+def _can_be_adapted(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution whose adapter computes what is added to its weights in the end.
+
+    Those of peft know kernel, stride and padding, and no dilation; with groups it cannot add them. Subclasses compute
+    something else.
+    """
+    return (
+        type(layer) is nn.Conv2d
+        and layer.groups == 1
+        and set(layer.dilation) == {1}
+        and layer.padding_mode == "zeros"
+    )
 
 
 def take_adapters_out(network: nn.Module) -> dict[str, Tensor]:
