@@ -138,11 +138,11 @@ class Layout:
             is_there = 0 < count <= has
             least, most = f"{end} block", f"{end} {has} blocks"
         if not is_there:
-            known = f"{least!r} to {most!r}" if has > 1 else repr(least)
+            expected = f"{least!r} to {most!r}" if has > 1 else repr(least)
             advice = f"; of a plan with a name, num_blocks={has} at most" if end else ""
             raise MisconfigurationError(
                 f"{word!r} chooses no parameter: this network has {counted(has, 'block')}"
-                f"{f': expected {known}{advice}.' if has else ' beside its head.'}"
+                f"{f': expected {expected}{advice}.' if has else ' beside its head.'}"
             )
         return {name for block in chosen for name in block}
 

@@ -14,7 +14,7 @@ from tests.callbacks.test_plan import fit as fit_plan
 
 PHASES = (
     ("head", {"trains": "head", "steps": 4}),  # ends within an epoch
-    ("top", {"trains": ["head", "last block"], "epochs": 1}),
+    ("top", {"trains": ["head", "last block"], "epochs": 1}),  # after the rest of that epoch
     ("<all>", {"trains": "all", "epochs": 1}),
 )
 
@@ -30,7 +30,7 @@ def test_the_phases_of_a_plan_keep_their_names_and_begin_at_their_steps(record):
     assert [(each.name, each.trains, each.begins) for each in record.phases] == [
         ("head", "head", 0),
         ("top", "head, last block", 4),
-        ("<all>", "all", 6),
+        ("<all>", "all", 9),
     ]
     head, top, everything = (each.num_trainable for each in record.phases)
     assert head < top < everything
@@ -42,7 +42,7 @@ def test_curves_mark_the_phases_by_their_names_as_text(record):
     learning = {"curves": {"train_loss": [(0, 1.0), (8, 0.5)]}, "epoch_ends": [(2, 8)], "phases": phases}
     layout = loss_figure({"learning": learning})["layout"]
     assert [each["text"] for each in layout["annotations"]] == ["head", "top", "&lt;all&gt;"]
-    assert [each["x0"] for each in layout["shapes"]] == [4.5, 6.5]
+    assert [each["x0"] for each in layout["shapes"]] == [4.5, 9.5]
 
 
 def test_the_best_epoch_is_one_of_the_last_phase():

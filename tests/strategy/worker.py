@@ -148,7 +148,7 @@ for name in PLANS:
 
 QUICK = {
     "lp_ft": {"head_epochs": 1, "epochs": 2},
-    "gradual": {"epochs": 1},
+    "gradual": {"epochs": 1, "num_blocks": 2},
 }
 
 
