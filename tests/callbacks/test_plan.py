@@ -679,6 +679,26 @@ def test_a_resume_with_a_plan_of_fewer_phases_than_have_begun_is_an_error(tmp_pa
         again.fit(Net(), data(), data(), ckpt_path=tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [({}, {"layer_decay": 0.5}), ({"layer_decay": 0.5}, {}), ({}, {"decay_norms_and_biases": True})],
+)
+def test_a_phase_to_come_that_needs_other_groups_is_an_error_at_a_resume(before, now, tmp_path):
+    first = Phase(name="a", trains="head", decay_norms_and_biases=True, epochs=1)
+
+    def plan(**settings: Any) -> Plan:
+        settings = {"decay_norms_and_biases": False, **settings}
+        return Plan(phases=[first, Phase(name="b", trains="all", epochs=1, **settings)])
+
+    trainer = fit(plan(**before), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = Trainer(plan=plan(**now), logger=False, enable_checkpointing=False)
+    with pytest.raises(
+        MisconfigurationError, match="other groups than the plan 'plan' needs: in a phase to come"
+    ):
+        again.fit(Net(), data(), data(), ckpt_path=tmp_path / "a.ckpt")
+
+
 def test_phases_to_come_and_the_plans_name_may_change_at_a_resume(tmp_path):
     trainer = fit(two_phases(), max_epochs=1)
     trainer.save_checkpoint(tmp_path / "a.ckpt")

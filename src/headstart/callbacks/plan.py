@@ -382,8 +382,7 @@ class PlanRunner(Callback):
 
     def _labels(self) -> dict[str, str]:
         """Give for every parameter the name of its group: all of one have the same rate and weight decay in every phase."""
-        is_by_block = any(phase.is_by_block for phase in self.plan.phases)
-        some_are_spared = not all(phase.decay_norms_and_biases for phase in self.plan.phases)
+        is_by_block, some_are_spared = _grouping_of(self.plan)
         spared = self.layout.norms | self.layout.biases if some_are_spared else frozenset()
         depths, top = self.layout.depth_of(), len(self.layout.blocks)
         labels = {}
@@ -472,7 +471,7 @@ class PlanRunner(Callback):
         """Go on from a place.
 
         Raises:
-            MisconfigurationError: If the checkpoint was made with another plan, as far as it had come.
+            MisconfigurationError: If the checkpoint was made with another plan, as far as it had come, or with other groups.
         """
         theirs, ours = Plan.from_dict(state_dict["plan"]), self.plan
         change = _what_differs(theirs, ours, begun=state_dict["phase"] + 1)
@@ -480,6 +479,12 @@ class PlanRunner(Callback):
             raise MisconfigurationError(
                 f"The checkpoint is in phase {theirs.phases[state_dict['phase']].name!r} of another plan ({theirs.name!r}; this one is "
                 f"{ours.name!r}): {change}, and phases that have begun cannot change. Resume with the plan that it was made with."
+            )
+        if _grouping_of(theirs) != _grouping_of(ours):
+            raise MisconfigurationError(
+                f"The checkpoint's optimizer has other groups than the plan {ours.name!r} needs: in a phase to come, layer_decay or "
+                "decay_norms_and_biases is there where no phase had it, or the other way round. Keep a phase that has it, or begin a "
+                "new fit from the weights alone, by load_from_checkpoint."
             )
         self.phase = int(state_dict["phase"])
         self.history = [dict(each) for each in state_dict["history"]]
@@ -498,6 +503,14 @@ class PlanRunner(Callback):
 def runner_of(trainer: Trainer) -> PlanRunner | None:
     """Give what follows a trainer's plan; `None` where it has none."""
     return next((each for each in trainer.callbacks if isinstance(each, PlanRunner)), None)
+
+
+def _grouping_of(plan: Plan) -> tuple[bool, bool]:
+    """Whether a plan has a group for each block, and groups apart for norms and biases."""
+    return (
+        any(phase.is_by_block for phase in plan.phases),
+        not all(phase.decay_norms_and_biases for phase in plan.phases),
+    )
 
 
 def _what_differs(theirs: Plan, ours: Plan, *, begun: int) -> str:
