@@ -16,6 +16,7 @@ from headstart.choice import choose, expected_optimism
 from headstart.cli import fit, set_up
 from headstart.cli.inference import scores_of
 from headstart.cli.options import parse
+from headstart.data import write_shards
 from headstart.errors import MisconfigurationError
 from headstart.plan import Phase, Plan
 
@@ -178,11 +179,19 @@ def test_a_run_that_ctrl_c_ended_goes_on_bit_for_bit(finished, solar_cells, fit_
     assert read_metadata(run)["metrics"]["choice"] == read_metadata(finished[0])["metrics"]["choice"]
 
 
-def test_forgetting_is_a_probe_on_other_data_before_and_after(solar_cells, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_forgetting_is_a_probe_on_other_data_before_and_after(kind, solar_cells, tmp_path, capsys):
     other = tmp_path / "other"
-    for name in ("defective", "functional"):
-        (other / name).mkdir(parents=True)
-        for photo in sorted((solar_cells / name).iterdir())[:12]:
+    photos = [
+        (name, photo)
+        for name in ("defective", "functional")
+        for photo in sorted((solar_cells / name).iterdir())[:12]
+    ]
+    if kind == "shards":
+        write_shards(((photo.read_bytes(), name) for name, photo in photos), other)
+    else:
+        for name, photo in photos:
+            (other / name).mkdir(parents=True, exist_ok=True)
             (other / name / photo.name).symlink_to(photo)
     options = (*SMALL[:4], "--plan", "full", "--epochs", "1", "--lr", "0.05", "--forgetting", str(other))
     assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
@@ -197,6 +206,7 @@ def test_forgetting_needs_data_of_the_same_kind(solar_cells, reviews, tmp_path):
         MisconfigurationError, match="holds text, and the backbone 'efficientnet_lite0' takes images"
     ):
         fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *SMALL, "--forgetting", str(reviews)])
+    assert not (tmp_path / "run").exists()
 
 
 def test_time_ends_fine_tuning(solar_cells, tmp_path, capsys):

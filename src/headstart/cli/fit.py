@@ -113,6 +113,7 @@ def _fit(request: Request, *, command: str) -> int:
     model = make_model(options, data)
     if plan is not None:
         check_plan(plan, model)
+    before = None if options.forgetting is None else forgetting.look(model, options)
     if request.resume:
         folder.go_on(options, data)
     else:
@@ -130,7 +131,7 @@ def _fit(request: Request, *, command: str) -> int:
         model=model,
         folder=folder,
         reuse=reuse,
-        before=forgetting.look(model, options) if options.forgetting is not None else None,
+        before=before,
         story=Story(command=command, begun=begun, reuse=reuse),
     )
     return _by_auto(job, request) if options.plan == "auto" else _by_plan(job, plan, request)

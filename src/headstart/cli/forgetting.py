@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headstart import auto
@@ -41,29 +41,24 @@ def look(model: Classifier, options: FitOptions) -> Look:
         DataError: If there is no such data.
         MisconfigurationError: If it is of the other kind.
     """
-    from headstart.backbones import ImagePreprocessing, TextPreprocessing
-    from headstart.cli.set_up import open_data
-    from headstart.data import ImageFolderData, TextTableData, detect_kind
+    from headstart.data.opening import open_data
     from headstart.errors import MisconfigurationError
 
     assert options.forgetting is not None
-    kind = detect_kind(options.forgetting)
-    if kind != model.kind:
+    data = open_data(
+        options.forgetting,
+        batch_size=options.batch_size,
+        val_fraction=options.val_fraction,
+        test_fraction=0.0,
+        seed=options.seed,
+        num_workers=options.num_workers,
+    )
+    if data.kind != model.kind:
         raise MisconfigurationError(
-            f"--forgetting {options.forgetting} holds {kind}, and the backbone {model.backbone.name!r} takes {model.kind}. "
+            f"--forgetting {options.forgetting} holds {data.kind}, and the backbone {model.backbone.name!r} takes {model.kind}. "
             "Give data of the same kind."
         )
-    columns: dict[str, Any] = {"text_column": None, "text_pair_column": None, "label_column": None}
-    other = replace(options, data=options.forgetting, test_fraction=0.0, forgetting=None, **columns)
-    data = open_data(other).prepare()
-    if isinstance(data, ImageFolderData):
-        assert isinstance(model.preprocessing, ImagePreprocessing)
-        data.eval_transform = model.preprocessing.eval_transform()
-        data.train_transform = data.eval_transform  # which is never asked for
-    else:
-        assert isinstance(data, TextTableData)
-        assert isinstance(model.preprocessing, TextPreprocessing)
-        data.tokenize = model.preprocessing
+    data.prepare().set_preprocessing(model.preprocessing)
     features, targets = auto.outputs_of(
         model.backbone, data.plain_train_dataloader(), **device_settings(options)
     )

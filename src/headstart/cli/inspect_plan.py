@@ -26,7 +26,7 @@ def inspect_plan(name: str, *, backbone: str | None) -> Inspected:
     from headstart.callbacks.plan import put_adapters_in, table_of
     from headstart.cli.inspected import Inspected, step_of
     from headstart.groups import is_norm, layout_of
-    from headstart.plan import BEST_BLOCK, Plan
+    from headstart.plan import Plan
     from headstart.plans import named_plan
 
     plan = Plan.from_yaml(name) if name.endswith((".yaml", ".yml")) else named_plan(name)
@@ -63,7 +63,7 @@ def inspect_plan(name: str, *, backbone: str | None) -> Inspected:
     found = Inspected()
     found.add_text(f"On {backbone}, {sum(each.numel() for each in model.parameters()):,} parameters:")
     found.add_text(table_of(plan, costs))
-    if any(BEST_BLOCK in phase.trains for phase in plan.phases):
+    if any(phase.needs_best_block for phase in plan.phases):
         found.add_text("Which block is best is found in the run; the figures are for the first one.")
     found.values = {"plan": plan.name, "backbone": backbone, "phases": phases}
     return found
