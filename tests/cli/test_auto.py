@@ -213,6 +213,15 @@ def test_time_ends_fine_tuning(solar_cells, tmp_path, capsys):
     options = ("--image_size", "64", "--batch_size", "8", "--epochs", "500", "--time", "2s")
     assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
     assert len(read_metadata(tmp_path / "run")["history"]["epochs"]) < 500
+    assert "cosine" in capsys.readouterr().err  # the epochs say when the rate is to be down
+
+
+def test_where_the_clock_alone_ends_it_the_rate_stays(solar_cells, tmp_path, capsys):
+    options = ("--image_size", "64", "--batch_size", "8", "--time", "1s")
+    assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
+    errors = capsys.readouterr().err
+    assert "Plan 'auto':" in errors
+    assert "cosine" not in errors
 
 
 def test_texts_are_fitted_by_the_same_plan(reviews, tmp_path):

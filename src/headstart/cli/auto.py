@@ -194,7 +194,7 @@ def _finetune(
             epochs=epochs,
             steps_per_epoch=num_steps,
             lr=options.lr,
-            is_timed=options.time is not None,
+            is_timed=options.time is not None and options.epochs is None,
         ),
         max_time=None if options.time is None else timedelta(seconds=seconds_of(options.time)),
         callbacks=[record, interrupt, stop, rates, LiveView(monitor="val_f1", mode="max"), moments],
