@@ -298,7 +298,9 @@ def print_tables(results: Results) -> None:
     for (data, per_class), rows in sorted(
         by_cell.items(), key=lambda item: (item[0][0], item[0][1] or 10**9)
     ):
-        own = rows["auto"]
+        own = rows.get("auto")
+        if not own:  # rivals alone: `auto` is to be run again
+            continue
         print(f"\n{data}, {f'{per_class} samples a class' if per_class else 'all samples'}: kept {kept(own)}")
         print(
             f"{'test accuracy':<28}{'seeds':>6}{'mean':>8}{'95 % +-':>9}{'auto less it':>14}{'95 % +-':>9}"
@@ -306,7 +308,7 @@ def print_tables(results: Results) -> None:
         )
         for title, by_seed in sorted(rows.items(), key=lambda row: not row[0].startswith(("auto", "its"))):
             seeds = sorted(set(by_seed) & set(own))
-            if not seeds:  # of a rival alone: `auto` is to be run again
+            if not seeds:
                 continue
             values = [by_seed[seed]["accuracy"] for seed in seeds]
             less = [own[seed]["accuracy"] - by_seed[seed]["accuracy"] for seed in seeds]
