@@ -272,17 +272,16 @@ class Candidates:
             states: The weights at the best moments.
             scores: Of each, higher is better.
         """
-        order = sorted(range(len(states)), key=lambda index: -scores[index])
-        moments = [states[index] for index in order]
-        while moments and not (best := self._try(moments[0])).is_finite:
-            moments, order, self.num_lost = moments[1:], order[1:], self.num_lost + 1
-        if not moments:
+        ranked = sorted(zip(states, scores, strict=True), key=lambda moment: -moment[1])
+        while ranked and not (best := self._try(ranked[0][0])).is_finite:
+            ranked, self.num_lost = ranked[1:], self.num_lost + 1
+        if not ranked:
             return
+        moments = [state for state, _ in ranked]
         self._add(TUNED, 1.0, best)
         for share in BLENDS:
-            self._add(
-                f"blend {share:.0%}", share, self._try_blend(interpolate(self._head, moments[0], share))
-            )
+            blend = self._try_blend(interpolate(self._head, moments[0], share))
+            self._add(f"blend {share:.0%}", share, blend)
         if len(moments) == 1:
             return
         soups: list[_Tried] = []
@@ -291,7 +290,7 @@ class Candidates:
             soups.append(self._try_blend(weights) if soups else best)  # the first is the best moment alone
             return self._score(soups[-1].predictions, self._targets) if soups[-1].is_finite else -math.inf
 
-        _, members = greedy_soup(moments, [scores[index] for index in order], score)
+        _, members = greedy_soup(moments, [value for _, value in ranked], score)
         if len(members) > 1:
             # One soup was tried for each moment; the one with the last member is what was kept.
             self._add(f"{SOUP} of {len(members)}", 1.5, soups[members[-1]])

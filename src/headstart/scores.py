@@ -63,13 +63,16 @@ class Scores:
         """The number of samples that were tested."""
         return sum(each.num_samples for each in self.classes)
 
+    def summary(self) -> dict[str, Any]:
+        """Give accuracy and macro-F1 with their intervals, as plain values for JSON."""
+        return {"accuracy": self.accuracy.to_dict(), "macro_f1": self.macro_f1.to_dict()}
+
     def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Give plain values for JSON, each class under its name."""
         return {
             "num_samples": self.num_samples,
             "confidence": self.confidence,
-            "accuracy": self.accuracy.to_dict(),
-            "macro_f1": self.macro_f1.to_dict(),
+            **self.summary(),
             "classes": {
                 name: {
                     "precision": each.precision,

@@ -75,7 +75,14 @@ def found_in(data: ClassificationData) -> dict[str, Any]:
     return found
 
 
-def finish(job: Job, record: PhaseRecord, metrics: dict[str, Any], *, facts: list[tuple[str, str]]) -> None:
+def finish(
+    job: Job,
+    record: PhaseRecord,
+    metrics: dict[str, Any],
+    *,
+    facts: list[tuple[str, str]],
+    candidates: Candidates | None = None,
+) -> None:
     """Test the model that was kept, save it with its scores, print the result and write the report.
 
     Args:
@@ -83,14 +90,15 @@ def finish(job: Job, record: PhaseRecord, metrics: dict[str, Any], *, facts: lis
         record: Phases and epochs.
         metrics: What is known of the model.
         facts: Rows of the result's table: what was trained, and what was kept.
+        candidates: What the plan `auto` might have kept; the metrics have its choice.
     """
     begun = monotonic()
     tested = _judge(job)
     seconds = monotonic() - begun
     if tested.part == "test":
         metrics = {**metrics, "test": tested.scores.to_dict(job.data.class_names)}
-        if job.story.candidates is not None:
-            others = _test_others(job, job.story.candidates, kept=metrics["choice"]["chosen"])
+        if candidates is not None:
+            others = _test_others(job, candidates, kept=metrics["choice"]["chosen"])
             metrics["choice"] = {**metrics["choice"], "tested": others}
             facts = [*facts, *_fact_of_choice(metrics["choice"], tested.scores)]
     if job.before is not None:
@@ -132,7 +140,7 @@ def _test_others(job: Job, candidates: Candidates, *, kept: str) -> dict[str, di
             candidates.keep(name)
             settings = {**device_settings(job.options), "reuse_frozen": False}  # a single pass each
             scores = scores_of(job.model, job.data.test_dataloader(), **settings)
-            found[name] = {"accuracy": scores.accuracy.to_dict(), "macro_f1": scores.macro_f1.to_dict()}
+            found[name] = scores.summary()
     job.model.cpu().load_state_dict(weights)
     return found
 

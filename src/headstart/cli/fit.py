@@ -206,8 +206,8 @@ def _by_auto(job: Job, request: Request) -> int:
             what="The better of the head alone and the best moment of fine-tuning so far",
         )
         return _INTERRUPTED
-    job.story.findings, job.story.candidates = outcome.findings, outcome.candidates
-    ending.finish(job, outcome.record, outcome.metrics, facts=outcome.facts)
+    job.story.findings = outcome.findings
+    ending.finish(job, outcome.record, outcome.metrics, facts=outcome.facts, candidates=outcome.candidates)
     return 0
 
 

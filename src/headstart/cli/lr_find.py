@@ -166,7 +166,7 @@ def _print(
             "(--batch_size) make the suggestion worth more."
         )
     rate = f"{suggestions['valley']:.2g}"
-    if options.plan.endswith((".yaml", ".yml")):
+    if options.is_plan_a_file:
         print(f"Use it: lr: {rate} in phase {curve.phase!r} of {options.plan}")
     elif curve.phase == plan.phases[-1].name:
         words = ["fit", options.data, "--out", options.out, "--plan", options.plan, "--lr", rate]

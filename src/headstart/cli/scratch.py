@@ -35,12 +35,8 @@ class Scratch:
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
-
-        def both(scores: Scores) -> dict[str, Any]:
-            return {"accuracy": scores.accuracy.to_dict(), "macro_f1": scores.macro_f1.to_dict()}
-
-        found = {"epochs": self.epochs, "seconds": self.seconds, "val": both(self.val)}
-        return found if self.test is None else {**found, "test": both(self.test)}
+        found = {"epochs": self.epochs, "seconds": self.seconds, "val": self.val.summary()}
+        return found if self.test is None else {**found, "test": self.test.summary()}
 
 
 def train_from_scratch(

@@ -30,7 +30,6 @@ from headstart.strategy.processes import from_environment
 from headstart.words import counted, printable
 
 if TYPE_CHECKING:
-    from headstart.auto import Candidates
     from headstart.cli.ending import Job
     from headstart.cli.findings import DataFindings
     from headstart.cli.phases import PhaseRecord
@@ -71,14 +70,12 @@ class Story:
         begun: When the run began, by `monotonic`.
         reuse: What computed frozen work once.
         findings: About the data; `None` where there is to be no report.
-        candidates: What the plan `auto` might have kept.
     """
 
     command: str
     begun: float
     reuse: Reuse | Literal[False]
     findings: DataFindings | None = None
-    candidates: Candidates | None = None
     _validated: Scores | None = field(default=None, init=False)
 
     def tell(self, job: Job, *, record: PhaseRecord, metrics: Mapping[str, Any], tested: Judgement) -> None:
@@ -203,11 +200,7 @@ def _candidates(
     """
 
     def both(scores: Scores | None) -> dict[str, Any] | None:
-        return (
-            None
-            if scores is None
-            else {"accuracy": scores.accuracy.to_dict(), "macro_f1": scores.macro_f1.to_dict()}
-        )
+        return None if scores is None else scores.summary()
 
     rows: list[dict[str, Any]] = []
     kept_test = both(tested.scores) if tested.part == "test" else None
