@@ -17,6 +17,7 @@ READING_ORDER = [
     "",  # headstart itself: the public names, loaded when they are used
     "errors",
     "words",
+    "durations",
     "files",
     "archive",
     # what a user writes

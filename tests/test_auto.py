@@ -12,13 +12,16 @@ from headstart import LightningModule, Trainer
 from headstart.auto import (
     BLENDS,
     Candidates,
+    FewValidations,
     StopEarly,
     fold_in_temperature,
     macro_f1,
     outputs_of,
     tuning_plan,
 )
+from headstart.callbacks import plan as plan_runner
 from headstart.deferred import Reuse
+from headstart.plan import Phase, Plan
 
 
 def data(count=24):
@@ -221,14 +224,65 @@ def test_fine_tuning_ends_where_it_is_not_worth_its_time(values, losses, epochs,
     assert (again.history, again.reason) == (stop.history, stop.reason)
 
 
+class Counted(Scripted):
+    """Takes a second for a training batch and for one of validation; knows where it was validated."""
+
+    now = 0.0
+
+    def __init__(self):
+        super().__init__([0.5] * 99, [0.5] * 99)
+        self.validated = []
+
+    def training_step(self, batch, batch_idx):
+        type(self).now += 1.0
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        type(self).now += 1.0
+        super().validation_step(batch, batch_idx)
+
+    def on_validation_end(self):
+        self.validated.append(self.trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "seconds", "validated"),
+    [
+        (3, None, [2, 4, 6, 8, 10, 12]),  # four steps an epoch
+        (7, None, [8, 16, 24]),
+        (9, None, [8, 16, 24, 32]),
+        # The first epoch, of four steps and two validations, takes six seconds.
+        (None, 15.0, [2, 4, 6, 8, 10]),
+        (None, 24.0, [2, 4, 8, 12, 16, 19]),
+        (None, 100.0, [2, 4, *range(12, 85, 12), 91]),
+        (2, 100.0, [2, 4, 6, 8]),
+        (9, 16.0, [8, 12, 14]),
+        (99, 100.0, [20, 40, 60, 80, 96]),
+    ],
+)
+def test_validations_are_few_and_even(epochs, seconds, validated, monkeypatch):
+    monkeypatch.setattr(plan_runner, "monotonic", lambda: Counted.now)
+    few, net = FewValidations(6, epochs=epochs, seconds=seconds), Counted()
+    phase = Phase(name="all", trains="all", lr=0.01, epochs=epochs, time=seconds)
+    trainer = Trainer(
+        plan=Plan(phases=[phase]), callbacks=few, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(net, DataLoader(data(), batch_size=6), DataLoader(data(2), batch_size=2))
+    assert net.validated == validated
+    again = FewValidations(6, seconds=seconds)
+    again.load_state_dict(few.state_dict())
+    assert again.every == few.every
+
+
 # ---- the plan, the scores, the temperature
 
 
-def test_fine_tuning_keeps_the_norms_of_images_and_comes_down_unless_a_clock_ends_it():
-    images, timed = (
-        tuning_plan("images", epochs=2, steps_per_epoch=9, is_timed=each).phases[0] for each in (False, True)
-    )
-    assert (images.norms, images.schedule, timed.schedule) == ("frozen", "cosine", "constant")
+def test_fine_tuning_keeps_the_norms_of_images_and_its_rate_comes_down():
+    images = tuning_plan("images", epochs=2, steps_per_epoch=9).phases[0]
+    timed = tuning_plan("images", seconds=60, steps_per_epoch=9).phases[0]
+    assert (images.norms, images.schedule, images.length()) == ("frozen", "cosine", "2 epochs")
+    assert (timed.norms, timed.schedule, timed.length()) == ("frozen", "cosine", "1 min")
     assert tuning_plan("text", epochs=2, steps_per_epoch=1).phases[0].norms == "train"
 
 

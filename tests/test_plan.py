@@ -73,7 +73,29 @@ def test_a_cosine_falls_to_zero_after_its_warm_up():
     )
 
 
+def test_a_rate_falls_with_whatever_ends_the_phase_first():
+    phase = Phase(name="a", trains="all", steps=10, time="100s", schedule="linear")
+    places = [(0, 0.0), (5, 20.0), (5, 80.0), (9, 200.0)]
+    assert [phase.factor_at(step, total=10, seconds=seconds) for step, seconds in places] == pytest.approx(
+        [1.0, 0.5, 0.2, 0.0]
+    )
+
+
+def test_a_warm_up_takes_no_more_than_a_tenth_of_the_time():
+    phase = Phase(name="a", trains="all", time="100s", warmup_steps=1000)
+    assert [
+        phase.factor_at(step, total=float("inf"), seconds=5.0 * step) for step in range(4)
+    ] == pytest.approx([0.001, 0.5, 1.0, 1.0])
+
+
 # ---- as text
+
+
+def test_a_time_is_written_as_seconds(tmp_path):
+    plan = Plan(phases=[Phase(name="a", trains="all", time="1.5m")])
+    plan.to_yaml(tmp_path / "plan.yaml")
+    assert "time: 90.0" in (tmp_path / "plan.yaml").read_text()
+    assert Plan.from_yaml(tmp_path / "plan.yaml") == plan
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -187,6 +209,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     ("settings", "message"),
     [
         ({"epochs": None}, "never ends: give epochs="),
+        ({"epochs": None, "time": "soon"}, "Phase 'a': time is 'soon'; expected a time such as 90s"),
+        ({"time": 0}, "Phase 'a': time is 0; expected a time above 0"),
         ({"epochs": 0}, "epochs is 0; expected a whole number of 1 or more"),
         ({"epochs": 1.5}, "epochs is 1.5; expected a whole number"),
         ({"epochs": True}, "epochs is True; expected a whole number"),

@@ -43,7 +43,7 @@ from headstart.loggers import CSVLogger
         ({"devices": 0}, "devices is 0; expected 1 or more, or -1 for all"),
         ({"devices": "two"}, "devices is 'two'; expected 'auto', how many"),
         ({"precision": "bf16-mix"}, "precision is 'bf16-mix'; expected one of .*Did you mean 'bf16-mixed'"),
-        ({"max_time": "8 hours"}, "'8 hours'.*expected 'DD:HH:MM:SS'"),
+        ({"max_time": "8 hours"}, "'8 hours'; expected a time such as 90s, 10m, 1h, or DD:HH:MM:SS"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(setting, message):

@@ -20,6 +20,7 @@ from headstart import scores
 from headstart.blending import greedy_soup, has_batch_norms, interpolate
 from headstart.calibration import Calibration, calibrate
 from headstart.callback import Callback
+from headstart.callbacks.plan import runner_of
 from headstart.choice import Candidate, is_hopeless
 from headstart.module import LightningModule
 from headstart.plan import Phase, Plan
@@ -115,7 +116,12 @@ def fit_head(model: Classifier, features: Tensor, targets: Tensor, *, seed: int 
 
 
 def tuning_plan(
-    kind: Kind, *, epochs: int, steps_per_epoch: int, lr: float | None = None, is_timed: bool = False
+    kind: Kind,
+    *,
+    epochs: int | None = None,
+    seconds: float | None = None,
+    steps_per_epoch: int,
+    lr: float | None = None,
 ) -> Plan:
     """Give the plan that fine-tunes from a fitted head.
 
@@ -124,10 +130,10 @@ def tuning_plan(
 
     Args:
         kind: Of the data.
-        epochs: Number of epochs, at most.
+        epochs: Number of epochs, at most; `None` where the clock alone ends it.
+        seconds: Of training and validation, at most; the rate comes down with whatever ends it.
         steps_per_epoch: Optimizer steps of one.
         lr: Of the head; `None` is 5e-4 for images and 5e-5 for texts.
-        is_timed: Whether a clock may end it: the rate then stays, for nobody knows when to have come down.
 
     Example:
         >>> tuning_plan("images", epochs=3, steps_per_epoch=50).phases[0].warmup_steps
@@ -140,10 +146,64 @@ def tuning_plan(
         layer_decay=TUNING_LAYER_DECAY[kind],
         norms="frozen" if kind == "images" else "train",
         epochs=epochs,
+        time=seconds,
         warmup_steps=max(1, steps_per_epoch // 2),
-        schedule="constant" if is_timed else "cosine",
+        schedule="cosine",
     )
     return Plan(name="auto", phases=(phase,))
+
+
+class FewValidations(Callback):
+    """Spreads validations evenly over a run: every half epoch, or every so many epochs where that would be too many.
+
+    The best of very many moments on few samples is the luckiest, and each validation costs time. Where a clock may end the
+    run, the first epoch tells how many there will be.
+
+    Args:
+        most: How many at most, about.
+        epochs: How many epochs there are, at most; `None` where nobody has said.
+        seconds: How long they may take; `None` where nobody has said.
+
+    Example:
+        >>> FewValidations(12, epochs=3).every, FewValidations(12, epochs=30).every
+        (0.5, 3)
+    """
+
+    def __init__(self, most: int, *, epochs: int | None = None, seconds: float | None = None) -> None:
+        super().__init__()
+        self.most = most
+        self.epochs = epochs
+        self.seconds = seconds
+        self.every = self._every(1 if epochs is None else epochs)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it to the trainer."""
+        self._apply(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the first epoch of a run that a clock may end, count how many there will be."""
+        runner = runner_of(trainer)
+        if trainer.current_epoch == 1 and self.seconds is not None and runner is not None:
+            by_clock = trainer.strategy.broadcast(self.seconds / runner.seconds)
+            self.every = self._every(min(by_clock, math.inf if self.epochs is None else self.epochs))
+            self._apply(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found out."""
+        return {"every": self.every}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.every = state_dict["every"]
+
+    def _every(self, epochs: float) -> float:
+        """Half an epoch, or a whole number of them."""
+        return 0.5 if 2 * epochs <= self.most else math.ceil(epochs / self.most)
+
+    def _apply(self, trainer: Trainer) -> None:
+        is_half = self.every < 1 and trainer.num_training_batches > 1
+        trainer.val_check_interval = 0.5 if is_half else 1.0
+        trainer.check_val_every_n_epoch = max(1, int(self.every))
 
 
 class StopEarly(Callback):

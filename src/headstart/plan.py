@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+from headstart.durations import positive_seconds_of, spelled
 from headstart.errors import MisconfigurationError, did_you_mean
 from headstart.groups import Layout
 from headstart.words import counted
@@ -24,13 +26,16 @@ Schedule = Literal["constant", "linear", "cosine"]
 # Stands for the block that asks for training most when its phase begins.
 BEST_BLOCK = "best block"
 
+# Of a phase's time: its steps may be so slow that a warm-up counted in them would fill it.
+_LONGEST_WARMUP = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """A part of a run in which the same parameters train.
 
-    It ends after `epochs`, or after `steps`, or when the monitored value has not improved for `patience` validations:
-    whichever comes first of those that are given.
+    It ends after `epochs`, or after `steps`, or after a `time`, or when the monitored value has not improved for `patience`
+    validations: whichever comes first of those that are given.
 
     Args:
         name: For people.
@@ -47,9 +52,12 @@ class Phase:
             statistics; `"adapt"` keeps their weights and lets batch norms' running statistics follow the new data.
         epochs: Number of whole epochs; one that begins within an epoch trains the rest of that, too.
         steps: Number of optimizer steps.
+        time: Seconds of training and validation, or `"90s"`, `"10m"`, `"1h"`; a run that is resumed counts on. What the clock
+            decides is not the same bit for bit in every run.
         patience: Number of validations without an improvement of the plan's `monitor`.
-        warmup_steps: Steps over which the rate rises linearly from 0.
-        schedule: What the rate does afterwards, to the phase's end: stay, or fall to 0 in a line or half a cosine.
+        warmup_steps: Steps over which the rate rises linearly from 0; no longer than a tenth of the `time`.
+        schedule: What the rate does afterwards, to the phase's end: stay, or fall to 0 in a line or half a cosine. Where a
+            `time` may end it, the rate falls with the clock (Li, Yumer & Ramanan 2020, "Budgeted Training").
         l2_sp: Pulls backbone weights to where the run began: that times half their squared distance is added to the loss
             (Li, Grandvalet & Davoine 2018, "L2-SP").
 
@@ -71,6 +79,7 @@ class Phase:
     norms: Norms = "train"
     epochs: int | None = None
     steps: int | None = None
+    time: float | str | timedelta | None = None
     patience: int | None = None
     warmup_steps: int = 0
     schedule: Schedule = "constant"
@@ -90,6 +99,8 @@ class Phase:
             _read_number(self, name, where=where, least=0)
         for name in ("lr", "backbone_lr", "layer_decay"):
             _read_number(self, name, where=where)
+        if self.time is not None:
+            object.__setattr__(self, "time", positive_seconds_of(self.time, what=f"{where}: time"))
         if not isinstance(self.decay_norms_and_biases, bool):
             raise MisconfigurationError(
                 f"{where}: decay_norms_and_biases is {self.decay_norms_and_biases!r}; expected true or false."
@@ -103,12 +114,18 @@ class Phase:
                     f"{where}: {name} is {getattr(self, name)!r}; expected one of {', '.join(known)}."
                     f"{did_you_mean(str(getattr(self, name)), known)}"
                 )
-        if self.epochs is None and self.steps is None and self.patience is None:
-            raise MisconfigurationError(f"{where} never ends: give epochs=, steps= or patience=.")
-        if self.schedule != "constant" and self.epochs is None and self.steps is None:
+        bounds = (self.epochs, self.steps, self.time)
+        if bounds == (None, None, None) and self.patience is None:
+            raise MisconfigurationError(f"{where} never ends: give epochs=, steps=, time= or patience=.")
+        if self.schedule != "constant" and bounds == (None, None, None):
             raise MisconfigurationError(
-                f"{where}: a {self.schedule} schedule needs to know its end: give epochs= or steps=."
+                f"{where}: a {self.schedule} schedule needs to know its end: give epochs=, steps= or time=."
             )
+
+    @property
+    def seconds(self) -> float:
+        """The `time` in seconds; infinite without one."""
+        return math.inf if self.time is None else positive_seconds_of(self.time, what="time")
 
     @property
     def sets_rates(self) -> bool:
@@ -130,21 +147,27 @@ class Phase:
         """Whether its rates differ from block to block."""
         return self.layer_decay != 1.0
 
-    def factor_at(self, step: int, *, total: float) -> float:
+    def factor_at(self, step: int, *, total: float, seconds: float = 0.0) -> float:
         """Give what the rates are multiplied with at a step of the phase.
 
         Args:
             step: Counted from 0.
-            total: Number of steps of the phase.
+            total: Number of steps of the phase, as far as it is known; infinite where the clock alone ends it.
+            seconds: For how long the phase has run.
 
         Example:
             >>> phase = Phase(name="all", trains="all", epochs=1, warmup_steps=2, schedule="linear")
             >>> [phase.factor_at(step, total=6) for step in range(6)]
             [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+            >>> phase = Phase(name="all", trains="all", time="100s", warmup_steps=2, schedule="linear")
+            >>> [phase.factor_at(step, total=float("inf"), seconds=25.0 * step) for step in range(5)]
+            [0.5, 0.75, 0.5, 0.25, 0.0]
         """
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        done = min(1.0, (step - self.warmup_steps) / max(1.0, total - self.warmup_steps))
+        by_clock = seconds / self.seconds
+        if step < self.warmup_steps and by_clock < _LONGEST_WARMUP:
+            return max((step + 1) / self.warmup_steps, by_clock / _LONGEST_WARMUP)
+        by_steps = (step - self.warmup_steps) / max(1.0, total - self.warmup_steps)
+        done = min(1.0, max(by_steps, by_clock))
         if self.schedule == "linear":
             return 1.0 - done
         return (1.0 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1.0
@@ -154,6 +177,8 @@ class Phase:
         parts = [
             counted(number, noun) for number, noun in ((self.epochs, "epoch"), (self.steps, "step")) if number
         ]
+        if self.time is not None:
+            parts.append(spelled(self.seconds))
         if self.patience:
             parts.append(f"until {counted(self.patience, 'validation')} without improvement")
         return ", or ".join(parts)

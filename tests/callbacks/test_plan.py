@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from headstart import Callback, LightningModule, Trainer
 from headstart.callbacks import BackboneFinetuning, LearningRateMonitor
+from headstart.callbacks import plan as plan_module
 from headstart.callbacks.plan import PlanRunner, runner_of, table_of
 from headstart.errors import MisconfigurationError, UnknownNameError
 from headstart.loggers import CSVLogger
@@ -435,6 +436,83 @@ def test_a_phase_warms_up_and_falls():
     phase = Phase(name="all", trains="all", lr=0.4, epochs=2, warmup_steps=2, schedule="linear")
     fit(Plan(phases=[phase]), None, watch)
     assert [each["head"] for each in watch.rates] == pytest.approx([0.2, 0.4, 0.4, 0.3, 0.2, 0.1])
+
+
+class Slow(Net):
+    """Takes a second for a training batch, and half a second for one of validation."""
+
+    now = 1000.0
+
+    def training_step(self, batch, batch_idx):
+        type(self).now += 1.0
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        type(self).now += 0.5
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(plan_module, "monotonic", lambda: Slow.now)
+
+
+def test_a_phase_of_a_time_ends_with_it_and_its_rate_is_down_by_then(clock, capsys):
+    watch = Watch()
+    phases = [
+        Phase(name="head", trains="head", lr=0.3, time="6s", schedule="linear"),
+        Phase(name="all", trains="all", lr=0.1, epochs=1),
+    ]
+    trainer = fit(Plan(phases=phases), Slow([1.0] * 9), watch)
+    # Three batches, a validation of three, and one more and a half of the second epoch.
+    assert NUM_BATCHES == 3
+    assert [each["head"] for each in watch.rates] == pytest.approx(
+        [0.3, 0.25, 0.2, 0.075, 0.025, 0.1, 0.1, 0.1, 0.1]
+    )
+    assert [each == HEAD for each in watch.trains] == [True] * 5 + [False] * 4
+    assert [each["step"] for each in runner_of(trainer).history] == [0, 5]
+    assert "Phase 'head' ends: its 6.0 s are over." in capsys.readouterr().err
+
+
+def test_the_time_of_a_phase_goes_on_where_a_run_was_cut_and_may_be_another(clock, tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    def plan(time: Any, **settings: Any) -> Plan:
+        phase = Phase(name="all", trains="all", lr=0.3, time=time, schedule="cosine", **settings)
+        return Plan(phases=[phase])
+
+    whole = Watch()
+    trainer = fit(plan(20), Slow(), whole, Save())
+    assert trainer.global_step == 14  # of four validations, one is due to the end
+    for step in (2, 3, 8):
+        for time, rates in ((20, whole.rates[step:]), (8, None)):
+            Slow.now += 1000.0  # of the time between the runs, nothing counts
+            rest = Watch()
+            again = Trainer(
+                plan=plan(time), callbacks=[rest], accelerator="cpu", num_sanity_val_steps=0, logger=False,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            again.fit(Slow(), data(), data(), ckpt_path=tmp_path / f"{step}.ckpt")
+            assert again.global_step == (14 if time == 20 else {2: 6, 3: 6, 8: 9}[step])
+            if rates is not None:
+                assert [each["head"] for each in rest.rates] == pytest.approx(
+                    [each["head"] for each in rates]
+                )
+    again = Trainer(plan=plan(None, epochs=9), accelerator="cpu", logger=False, enable_checkpointing=False,
+                    enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    with pytest.raises(MisconfigurationError, match=r"time of phase 'all' was 20.0 and is None"):
+        again.fit(Slow(), data(), data(), ckpt_path=tmp_path / "2.ckpt")
+
+
+def test_a_phase_of_a_time_needs_no_length_of_an_epoch(clock):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(data().dataset)
+
+    phase = Phase(name="all", trains="all", time=5, schedule="cosine")
+    assert fit(Plan(phases=[phase]), Slow(), loader=DataLoader(Stream(), batch_size=2)).global_step == 4
 
 
 def test_the_names_in_the_logs_stay_the_same(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import signal
@@ -213,15 +214,20 @@ def test_time_ends_fine_tuning(solar_cells, tmp_path, capsys):
     options = ("--image_size", "64", "--batch_size", "8", "--epochs", "500", "--time", "2s")
     assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
     assert len(read_metadata(tmp_path / "run")["history"]["epochs"]) < 500
-    assert "cosine" in capsys.readouterr().err  # the epochs say when the rate is to be down
+    assert "500 epochs, or 2.0 s" in capsys.readouterr().err
 
 
-def test_where_the_clock_alone_ends_it_the_rate_stays(solar_cells, tmp_path, capsys):
-    options = ("--image_size", "64", "--batch_size", "8", "--time", "1s")
+def test_where_the_clock_alone_ends_it_it_is_used_and_the_rate_has_come_down(solar_cells, tmp_path, capsys):
+    options = ("--image_size", "64", "--batch_size", "8", "--time", "4s")
     assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
-    errors = capsys.readouterr().err
-    assert "Plan 'auto':" in errors
-    assert "cosine" not in errors
+    captured = capsys.readouterr()
+    assert re.search(r"cosine, .* of warm-up .* 4.0 s\n", captured.err)
+    ended_by_clock = "Phase 'fine-tuning' ends: its 4.0 s are over." in captured.err
+    assert ended_by_clock != ("ended early" in captured.out)
+    with (tmp_path / "run" / "logs" / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["lr-AdamW/head"]) for row in rows if row["lr-AdamW/head"]]
+    assert rates[-1] < max(rates)
 
 
 def test_texts_are_fitted_by_the_same_plan(reviews, tmp_path):
@@ -269,7 +275,7 @@ def test_a_plan_of_ones_own_is_followed(solar_cells, tmp_path, capsys):
         (["--plan", "full", "--time", "10m"], "--time is for --plan auto, and the plan is full"),
         (["--plan", "full", "--unfreeze_at_epoch", "3"], "--unfreeze_at_epoch is for --plan thaw"),
         (["--patience", "3"], "--patience is for --plan thaw, and the plan is auto"),
-        (["--time", "soon"], "--time is 'soon'; expected a time above 0 such as 90s, 10m or 1h"),
+        (["--time", "soon"], "--time is 'soon'; expected a time such as 90s, 10m, 1h"),
         (["--time", "0m"], "--time is '0m'"),
     ],
 )

@@ -15,7 +15,6 @@ from headstart.cli.output import (
     candidates_table,
     classes_table,
     command_line,
-    duration,
     facts_table,
     phase_facts,
     show,
@@ -115,12 +114,6 @@ def test_phases_say_epochs_parameters_and_time():
 
 def test_a_phase_that_was_cut_short_has_no_whole_epoch():
     assert "no whole epoch" in phase_facts([Phase("frozen", "the head alone", 10)], best_epoch=None)[0][1]
-
-
-def test_durations_are_readable():
-    assert [duration(seconds) for seconds in (0.04, 59.94, 60, 3599, 3600)] == [
-        "0.0 s", "59.9 s", "1 min 0 s", "59 min 59 s", "1 h 0 min",
-    ]  # fmt: skip
 
 
 def test_commands_can_be_pasted():

@@ -334,7 +334,7 @@ def test_no_trial_that_could_be_completed_is_exit_code_1(solar_cells, tmp_path, 
     ("options", "message"),
     [
         (["--trials", "0"], "--trials is 0; expected 1 or more"),
-        (["--time", "soon"], "--time is 'soon'; expected a time above 0"),
+        (["--time", "soon"], "--time is 'soon'; expected a time such as 90s"),
         (["--resume", "--overwrite"], "--resume goes on with DIR and --overwrite deletes it"),
         (["--resume"], r"There is no sweep in 'sweep' to go on with \(no sweep.yaml\)"),
         (["--batch_size", "8", "--image_size", "1"], "--image_size is 1; expected 16 or more"),

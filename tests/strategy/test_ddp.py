@@ -70,6 +70,15 @@ def test_processes_stay_the_same_with_every_named_plan(run, name):
     assert (found["moved"] > 0) == (name != "linear_probe")
 
 
+def test_phases_of_a_time_end_at_the_same_step_in_all_processes(run):
+    found = run("phases_of_a_time")
+    assert found["difference"] == 0.0
+    assert found["moved"] > 1e-3
+    # A step takes 1.5 seconds on average over two processes, and 2 over three. Within an epoch, a stop is agreed upon during
+    # the next batch.
+    assert found["steps"] == {2: [0, 6, 12], 3: [0, 5, 11]}[run.size]
+
+
 def test_processes_that_differ_are_named_at_the_end_of_the_epoch(run):
     assert "After epoch 0 two processes differ by" in run("checks_name_what_differs")
 

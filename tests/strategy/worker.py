@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from headstart import Callback, LightningModule, Trainer, seed_everything
 from headstart.callbacks import BackboneFinetuning, BaseFinetuning, EarlyStopping, ModelCheckpoint
+from headstart.callbacks import plan as plan_runner
 from headstart.deferred import Reuse
 from headstart.errors import HeadstartError
+from headstart.plan import Phase, Plan
 from headstart.plans import PLANS, named_plan
 from headstart.strategy import DDPStrategy, FSDPStrategy
 
@@ -150,6 +153,35 @@ QUICK = {
     "lp_ft": {"head_epochs": 1, "epochs": 2},
     "gradual": {"epochs": 1, "num_blocks": 2},
 }
+
+
+@scenario
+def phases_of_a_time(folder: Path) -> dict:
+    """A step takes the first process a second, the next one two, and so on; the validation takes none."""
+
+    class Slow(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            clock.now += 1.0 + self.global_rank
+            return super().training_step(batch, batch_idx)
+
+    clock = SimpleNamespace(now=0.0)
+    phases = [
+        Phase(name=trains, trains=trains, lr=0.1, time=9, schedule="cosine") for trains in ("head", "all")
+    ]
+    before, plan_runner.monotonic = plan_runner.monotonic, lambda: clock.now
+    steps = Steps()
+    try:
+        found = thawed(steps, plan=Plan(phases=phases), max_epochs=None, module=Slow())
+    finally:
+        plan_runner.monotonic = before
+    return {**found, "steps": steps.counts}
+
+
+class Steps(Callback):
+    def on_train_end(self, trainer, pl_module):
+        self.counts = [each["step"] for each in plan_runner.runner_of(trainer).history] + [
+            trainer.global_step
+        ]
 
 
 class ByHand(Net):

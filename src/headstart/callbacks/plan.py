@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import fields
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from headstart import freezing
 from headstart.callback import Callback
 from headstart.callbacks.early_stopping import StoppingRule
 from headstart.callbacks.monitored import never_logged
+from headstart.durations import spelled
 from headstart.errors import MisconfigurationError, missing_dependency
 from headstart.groups import Layout, is_norm, layout_of
 from headstart.optim import group_names, rescale, split_groups, sync_scheduler
@@ -79,6 +81,8 @@ class PlanRunner(Callback):
         self._pinned: list[nn.Module] = []  # norms, by this plan
         self._rule = self._new_rule()
         self._cost_is_said = False
+        self._seconds_before = 0.0  # of the phase, in the runs that this one goes on from
+        self._clock_began: float | None = None
 
     # ---- before training
 
@@ -138,11 +142,14 @@ class PlanRunner(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the first phase's best block; print the plan; refuse a schedule whose end nobody knows."""
-        endless = next((p for p in self.plan.phases if p.schedule != "constant" and p.steps is None), None)
+        endless = next(
+            (p for p in self.plan.phases if p.schedule != "constant" and p.steps is None and p.time is None),
+            None,
+        )
         if endless is not None and math.isinf(trainer.num_training_batches):
             raise MisconfigurationError(
                 f"Phase {endless.name!r}: its {endless.schedule} schedule falls until its last epoch, and the training data does not "
-                "say how long one is: give steps=, or limit_train_batches= to the trainer."
+                "say how long one is: give steps= or time=, or limit_train_batches= to the trainer."
             )
         if self.plan.phases[self.phase].needs_best_block and self._best_block is None:
             self._best_block = self._find_best_block(trainer, pl_module)
@@ -153,6 +160,7 @@ class PlanRunner(Callback):
         self._apply(pl_module)
         if self._is_over and self._is_last:  # of a run that was cut after its last phase
             trainer.should_stop = True
+        self._clock_began = monotonic()
 
     @property
     def layout(self) -> Layout:
@@ -175,7 +183,8 @@ class PlanRunner(Callback):
         phase = self.plan.phases[self.phase]
         if phase.has_schedule:
             step = trainer.global_step - self._now["step"]
-            factor = phase.factor_at(step, total=self._num_steps(trainer))
+            seconds = 0.0 if phase.time is None else self._agreed_seconds(trainer)
+            factor = phase.factor_at(step, total=self._num_steps(trainer), seconds=seconds)
             for group, rate in zip(trainer.optimizers[0].param_groups, self._rates, strict=True):
                 group["lr"] = rate * factor
 
@@ -193,10 +202,12 @@ class PlanRunner(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Begin the next phase within an epoch, if this one's steps are done."""
-        steps = self.plan.phases[self.phase].steps
-        is_settled = not trainer.progress.accumulated
-        if steps is not None and is_settled and trainer.global_step - self._now["step"] >= steps:
+        """Begin the next phase within an epoch, if this one's steps are done, or its time is up."""
+        if trainer.progress.accumulated:
+            return
+        phase = self.plan.phases[self.phase]
+        are_done = phase.steps is not None and trainer.global_step - self._now["step"] >= phase.steps
+        if are_done or self._is_late(trainer):
             self._is_over = True
             if self._is_last:
                 trainer.should_stop = True
@@ -209,6 +220,8 @@ class PlanRunner(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._judge(trainer, pl_module)
             self._apply(pl_module)
+            if self._is_last and self._is_late(trainer):
+                self._is_over = trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the run after the last phase."""
@@ -220,7 +233,8 @@ class PlanRunner(Callback):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the last phase's best weights back."""
+        """Stop the clock; put the last phase's best weights back."""
+        self._seconds_before, self._clock_began = self.seconds, None
         self._restore_best(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -268,6 +282,7 @@ class PlanRunner(Callback):
             }
         )
         self._is_over = False
+        self._seconds_before, self._clock_began = 0.0, monotonic()
         self._rule = self._new_rule()
         self._set_rates(trainer)
         if index:
@@ -318,6 +333,26 @@ class PlanRunner(Callback):
         if phase.epochs is not None:
             bounds.append(self._now["rest"] + phase.epochs * _steps_per_epoch(trainer))
         return min(bounds)
+
+    @property
+    def seconds(self) -> float:
+        """For how long the phase has trained and validated."""
+        return self._seconds_before + (0.0 if self._clock_began is None else monotonic() - self._clock_began)
+
+    def _is_late(self, trainer: Trainer) -> bool:
+        """Whether the phase's time is up; say so, once."""
+        phase = self.plan.phases[self.phase]
+        if phase.time is None or self._agreed_seconds(trainer) < phase.seconds:
+            return False
+        if not self._is_over:
+            trainer.say(f"Phase {phase.name!r} ends: its {spelled(phase.seconds)} are over.")
+        return True
+
+    def _agreed_seconds(self, trainer: Trainer) -> float:
+        """The same number in all processes, whose clocks differ."""
+        if trainer.world_size == 1:
+            return self.seconds
+        return float(trainer.strategy.reduce(torch.tensor(self.seconds, dtype=torch.float64)))
 
     def _apply(self, module: LightningModule) -> None:
         """Let train what the plan says; whoever changed it in between is overruled."""
@@ -465,6 +500,7 @@ class PlanRunner(Callback):
             "ratios": list(self._ratios),
             "best": self._rule.best_score,
             "wait_count": self._rule.wait_count,
+            "seconds": self.seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -498,6 +534,7 @@ class PlanRunner(Callback):
         self._rule.best_score = float(state_dict["best"])
         self._rule.wait_count = int(state_dict["wait_count"])
         self._cost_is_said = True
+        self._seconds_before, self._clock_began = float(state_dict["seconds"]), None
 
 
 def runner_of(trainer: Trainer) -> PlanRunner | None:
@@ -528,7 +565,11 @@ def _what_differs(theirs: Plan, ours: Plan, *, begun: int) -> str:
         if before is theirs:
             names = ["monitor", "mode", "backbone", *([] if theirs.lora and ours.lora else ["lora"])]
         found = ((name, getattr(before, name), getattr(now, name)) for name in names)
-        changes += [f"{name} of {owner} was {old!r} and is {new!r}" for name, old, new in found if old != new]
+        changes += [
+            f"{name} of {owner} was {old!r} and is {new!r}"
+            for name, old, new in found
+            if old != new and (name != "time" or None in (old, new))  # more time may be given, or less
+        ]
     return "; ".join(changes)
 
 

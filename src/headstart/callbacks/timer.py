@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from headstart.callback import Callback
+from headstart.durations import seconds_of
 from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Timer(Callback):
     whole of training, its validation included, and goes on in a resumed run.
 
     Args:
-        duration: `"DD:HH:MM:SS"`, a `timedelta`, the keywords of one (`{"hours": 8}`), or `None` only to measure.
+        duration: `"DD:HH:MM:SS"`, `"10m"`, a `timedelta`, the keywords of one (`{"hours": 8}`), or `None` only to measure.
         interval: Whether to look at the clock after each `"step"` or each `"epoch"`.
         verbose: Print that the time is up.
 
@@ -48,7 +48,7 @@ class Timer(Callback):
     ) -> None:
         if interval not in {"step", "epoch"}:
             raise MisconfigurationError(f"Timer(interval={interval!r}): expected 'step' or 'epoch'.")
-        self._duration = None if duration is None else seconds_of(duration)
+        self._duration = None if duration is None else seconds_of(duration, what="Timer(duration=...)")
         self._interval = str(interval)
         self._verbose = verbose
         self._started: dict[str, float] = {}
@@ -161,43 +161,6 @@ class Timer(Callback):
                 f"Time is up after {timedelta(seconds=round(self.time_elapsed('train')))}: training ends."
             )
         trainer.should_stop = trainer.should_stop or over
-
-
-def seconds_of(duration: str | timedelta | Mapping[str, float]) -> float:
-    """Give a duration in seconds.
-
-    Args:
-        duration: `"DD:HH:MM:SS"`, a `timedelta`, or the keywords of one.
-
-    Raises:
-        MisconfigurationError: If it is something else.
-
-    Example:
-        >>> seconds_of("01:00:00:01"), seconds_of({"minutes": 2})
-        (86401.0, 120.0)
-    """
-    if isinstance(duration, timedelta):
-        return duration.total_seconds()
-    if isinstance(duration, Mapping):
-        try:
-            return timedelta(**duration).total_seconds()
-        except TypeError as error:
-            raise MisconfigurationError(
-                f"Timer(duration={dict(duration)!r}): expected the keywords of a timedelta (days, hours, minutes, "
-                "seconds, ...) with numbers."
-            ) from error
-    match = (
-        re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", duration.strip())
-        if isinstance(duration, str)
-        else None
-    )
-    if match is None:
-        raise MisconfigurationError(
-            f"Timer(duration={duration!r}): expected 'DD:HH:MM:SS' ('00:08:00:00' is eight hours), a timedelta, or a "
-            "dict of its keywords."
-        )
-    days, hours, minutes, seconds = map(int, match.groups())
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
 
 
 def _check_stage(stage: str) -> str:

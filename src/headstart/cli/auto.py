@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +16,8 @@ from headstart.choice import METRIC_NAMES, Choice, Metric, choose, expected_opti
 from headstart.cli import output
 from headstart.cli.arguments import device_settings
 from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
-from headstart.cli.options import seconds_of
 from headstart.cli.phases import PhaseRecord
+from headstart.durations import positive_seconds_of, spelled
 from headstart.strategy.processes import from_environment
 from headstart.trainer import Trainer
 from headstart.words import counted
@@ -140,8 +139,8 @@ def _fit_head(
     fitted = monotonic()
     folds = "" if probe.accuracy is None else f", accuracy in {probe.num_folds} folds {probe.accuracy}"
     print(
-        f"Head fitted to its optimum on {counted(len(features), 'sample')}{folds}; {output.duration(read - begun)} for the "
-        f"features, {output.duration(fitted - read)} for the fit.",
+        f"Head fitted to its optimum on {counted(len(features), 'sample')}{folds}; {spelled(read - begun)} for the "
+        f"features, {spelled(fitted - read)} for the fit.",
         flush=True,
     )
     findings = None
@@ -186,20 +185,24 @@ def _finetune(
     processes = from_environment()
     num_steps = -(-len(data.train_dataloader()) // (1 if processes is None else processes.size))
     rates = LearningRateMonitor(logging_interval="epoch")
-    epochs = options.epochs or max(_EPOCHS, -(-_STEPS // num_steps))
-    is_twice_an_epoch = num_steps > 1 and 2 * epochs <= _MOST_VALIDATIONS
+    seconds = None if options.time is None else positive_seconds_of(options.time, what="--time")
+    epochs = options.epochs
+    if epochs is None and seconds is None:
+        epochs = max(_EPOCHS, -(-_STEPS // num_steps))
+    validations = auto.FewValidations(_MOST_VALIDATIONS, epochs=epochs, seconds=seconds)
     trainer = Trainer(
         plan=auto.tuning_plan(
-            model.kind,
-            epochs=epochs,
-            steps_per_epoch=num_steps,
-            lr=options.lr,
-            is_timed=options.time is not None and options.epochs is None,
+            model.kind, epochs=epochs, seconds=seconds, steps_per_epoch=num_steps, lr=options.lr
         ),
-        max_time=None if options.time is None else timedelta(seconds=seconds_of(options.time)),
-        callbacks=[record, interrupt, stop, rates, LiveView(monitor="val_f1", mode="max"), moments],
-        val_check_interval=0.5 if is_twice_an_epoch else 1.0,
-        check_val_every_n_epoch=1 if is_twice_an_epoch else -(-epochs // _MOST_VALIDATIONS),
+        callbacks=[
+            record,
+            interrupt,
+            stop,
+            rates,
+            validations,
+            LiveView(monitor="val_f1", mode="max"),
+            moments,
+        ],
         logger=loggers,
         log_every_n_steps=10,
         enable_model_summary=False,
@@ -302,22 +305,20 @@ def _facts(
 ) -> list[tuple[str, str]]:
     """Give the rows of the result's table; `optimism` is said where it is given."""
     probe = head.probe
-    line = (
-        f"fitted to its optimum, penalty strength C = {probe.strength:.3g}; {output.duration(head.seconds)}"
-    )
+    line = f"fitted to its optimum, penalty strength C = {probe.strength:.3g}; {spelled(head.seconds)}"
     if probe.accuracy is not None:
         line += f"\naccuracy in {probe.num_folds} folds of the training part: {probe.accuracy}"
     facts = [("head", line)]
     for phase in tuning.record.phases[-1:]:
         count = counted(phase.epochs, "epoch")
-        line = f"{count}, {phase.num_trainable:,} parameters train; {output.duration(phase.seconds)}"
+        line = f"{count}, {phase.num_trainable:,} parameters train; {spelled(phase.seconds)}"
         if tuning.stop.reason:
             line += f"\nended early: {tuning.stop.reason}"
         facts.append(("fine-tuning", line))
     best = "the best by validation"
     if choice.chosen != choice.best:
         best = f"not shown to be worse than {choice.best}, {best}"
-    line = f"{choice.chosen}: of {len(choice.candidates)} candidates {best}; {output.duration(seconds)}"
+    line = f"{choice.chosen}: of {len(choice.candidates)} candidates {best}; {spelled(seconds)}"
     if optimism is not None and len(choice.candidates) > 1:
         about = "about" if choice.chosen == choice.best else "no more than about"
         line += f"\nas these samples chose it, its {METRIC_NAMES[choice.metric]} on them is expected to be too good by {about} {optimism:.3f}"

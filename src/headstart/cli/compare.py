@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from headstart.cli.arguments import add_device_arguments, device_settings
+from headstart.durations import spelled
 from headstart.errors import DataError, HeadstartError, MisconfigurationError
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _attempt(name: str, failed: dict[str, str]) -> Iterator[None]:
 def _measure(options: FitOptions, data: ClassificationData) -> Compared:
     """Compute the features of the training part, and what they say without a head."""
     from headstart import auto, freezing
-    from headstart.cli import output, set_up
+    from headstart.cli import set_up
     from headstart.deferred import Reuse
     from headstart.seed import seed_everything
     from headstart.transferability import h_score, log_me
@@ -289,7 +290,7 @@ def _measure(options: FitOptions, data: ClassificationData) -> Compared:
     seconds = monotonic() - begun
     reuse.close()
     print(
-        f"{options.backbone}: features of {len(features):,} samples; {output.duration(seconds)}",
+        f"{options.backbone}: features of {len(features):,} samples; {spelled(seconds)}",
         file=sys.stderr,
     )
     return Compared(
@@ -376,7 +377,6 @@ def _table(compared: Sequence[Compared]) -> Scoreboard:
 
 
 def _cells(compared: Compared) -> list[str]:
-    from headstart.cli.output import duration
 
     accuracy = None if compared.probe is None else _accuracy(compared)
     return [
@@ -384,8 +384,8 @@ def _cells(compared: Compared) -> list[str]:
         f"{compared.log_me:.3f}",
         f"{compared.h_score:.3f}",
         f"{compared.num_parameters / 1e6:.1f} M\n{compared.width}",
-        duration(compared.feature_seconds)
-        + ("" if compared.probe_seconds is None else f"\n{duration(compared.probe_seconds)}"),
+        spelled(compared.feature_seconds)
+        + ("" if compared.probe_seconds is None else f"\n{spelled(compared.probe_seconds)}"),
     ]
 
 

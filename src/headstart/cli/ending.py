@@ -16,6 +16,7 @@ from headstart.cli.curves import places_of
 from headstart.cli.inference import features_and_probabilities_of, scores_from, scores_of
 from headstart.cli.story import Judgement
 from headstart.data import TextTableData
+from headstart.durations import spelled
 from headstart.words import counted
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _show(job: Job, tested: Judgement, facts: list[tuple[str, str]], *, seconds:
         ("trained", f"{model.backbone.name}, {num_backbone:,} parameters, and a head of {num_head:,}"),
         *facts,
         *output.reuse_facts(job.reuse.report() if job.reuse else None),
-        ("tested on", f"{by_what}; {output.duration(seconds)}"),
+        ("tested on", f"{by_what}; {spelled(seconds)}"),
         *output.score_facts(scores),
         ("artefact", str(folder.path)),
         ("curves", places_of(folder, job.options.logger)),

@@ -56,7 +56,7 @@ def inspect_plan(name: str, *, backbone: str | None) -> Inspected:
             {
                 "name": phase.name, "trains": list(phase.trains), "num_trainable": audit.num_trainable, "flops": audit.flops,
                 "lr": phase.lr, "backbone_lr": phase.backbone_lr, "layer_decay": phase.layer_decay, "norms": phase.norms,
-                "epochs": phase.epochs, "steps": phase.steps, "patience": phase.patience, "schedule": phase.schedule,
+                "epochs": phase.epochs, "steps": phase.steps, "seconds": phase.time, "patience": phase.patience, "schedule": phase.schedule,
                 "warmup_steps": phase.warmup_steps,
             }
         )  # fmt: skip

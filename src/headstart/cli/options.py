@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from headstart.durations import positive_seconds_of
 from headstart.errors import MisconfigurationError, did_you_mean, missing_dependency
 
 _DESCRIPTION = """\
@@ -154,7 +155,7 @@ class FitOptions:
                     f"out --{name}, and write {name}: in the file."
                 )
         if self.time is not None:
-            seconds_of(self.time)
+            positive_seconds_of(self.time, what="--time")
 
     def refuse_options_of_the_other_kind(
         self, kind: Literal["images", "text"], *, has_columns: bool | None = None
@@ -199,23 +200,6 @@ class FitOptions:
 _OF_ONE_PLAN = {
     "time": "auto", "unfreeze_at_epoch": "thaw", "backbone_lr": "thaw", "patience": "thaw", "views": "thaw",
 }  # fmt: skip
-
-
-def seconds_of(time: str) -> float:
-    """Give the seconds of a time such as 90s, 10m or 1h.
-
-    Raises:
-        MisconfigurationError: If it is written in another way, or is not above 0.
-
-    Example:
-        >>> seconds_of("1.5m")
-        90.0
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", time.strip())
-    seconds = 0.0 if found is None else float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
-    if not seconds > 0:
-        raise MisconfigurationError(f"--time is {time!r}; expected a time above 0 such as 90s, 10m or 1h.")
-    return seconds
 
 
 _LOWEST = {

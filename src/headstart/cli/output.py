@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from headstart.durations import spelled
 from headstart.scores import Estimate, Scores
 
 if TYPE_CHECKING:
@@ -186,9 +187,7 @@ def phase_facts(phases: Sequence[Phase], *, best_epoch: int | None) -> list[tupl
             if first == last
             else f"epochs {first} to {last}"
         )
-        line = (
-            f"{epochs}: {phase.trains}, {phase.num_trainable:,} parameters train; {duration(phase.seconds)}"
-        )
+        line = f"{epochs}: {phase.trains}, {phase.num_trainable:,} parameters train; {spelled(phase.seconds)}"
         if best_epoch is not None and first <= best_epoch <= last:
             line += f"\nkept: epoch {best_epoch}, the best in validation"
         facts.append((f"{phase.name} phase", line))
@@ -208,25 +207,9 @@ def reuse_facts(saved: Report | None) -> list[tuple[str, str]]:
         return []
     line = (
         f"done once: {saved.num_computed:,} passes through the backbone and {saved.num_looked_up:,} that were looked up;\n"
-        f"{duration(saved.seconds_saved)} and {saved.flops_saved / 1e12:,.3g} TFLOP saved"
+        f"{spelled(saved.seconds_saved)} and {saved.flops_saved / 1e12:,.3g} TFLOP saved"
     )
     return [("frozen work", line)]
-
-
-def duration(seconds: float) -> str:
-    """Give a time span for people.
-
-    Example:
-        >>> duration(3.21), duration(75), duration(7384)
-        ('3.2 s', '1 min 15 s', '2 h 3 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
 
 
 def command_line(*words: str) -> str:

@@ -142,7 +142,7 @@ def num_epochs_of_the_head_alone(plan: Plan, model: Classifier) -> int:
     layout, count = layout_of(model, backbone=plan.backbone), 0
     for index, phase in enumerate(plan.phases):
         is_head_alone = set(plan.state_at(layout, index).trainable) <= set(layout.head)
-        may_end_earlier = phase.steps is not None or phase.patience is not None
+        may_end_earlier = (phase.steps, phase.time, phase.patience) != (None, None, None)
         if not is_head_alone or phase.norms == "adapt" or phase.epochs is None:
             break
         if may_end_earlier and index + 1 < len(plan.phases):

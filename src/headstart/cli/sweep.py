@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from headstart.cli.sweep_options import SweepOptions, parse
+from headstart.durations import seconds_of
 from headstart.errors import HeadstartError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -132,11 +133,10 @@ class _Sweep:
     def run(self) -> int:
         """Try, keep the best, test it, and tell; give the exit code."""
         from headstart.cli import sweep_shown as shown
-        from headstart.cli.options import seconds_of
 
         options, study = self.options, self.study
         shown.say_what_is_tried(options, self.space, study)
-        ends = math.inf if options.time is None else monotonic() + seconds_of(options.time)
+        ends = math.inf if options.time is None else monotonic() + seconds_of(options.time, what="--time")
         is_interrupted = False
         try:
             while study.num_finished < options.trials and monotonic() < ends:

@@ -10,7 +10,8 @@ from typing import Any
 
 from headstart.choice import Metric
 from headstart.cli.arguments import add_device_arguments
-from headstart.cli.options import FitOptions, read_kept, refuse_changes, seconds_of
+from headstart.cli.options import FitOptions, read_kept, refuse_changes
+from headstart.durations import positive_seconds_of
 from headstart.errors import MisconfigurationError
 
 OPTIONS_FILE = "sweep.yaml"
@@ -76,7 +77,7 @@ class SweepOptions:
         if self.trials < 1:
             raise MisconfigurationError(f"--trials is {self.trials}; expected 1 or more.")
         if self.time is not None:
-            seconds_of(self.time)
+            positive_seconds_of(self.time, what="--time")
         self.fit_options()  # what they have in common is checked there
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from headstart.choice import METRIC_NAMES
+from headstart.durations import spelled
 from headstart.words import counted
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ def say_what_is_tried(options: SweepOptions, space: Space, study: Study) -> None
 
 def say_result(options: SweepOptions, study: Study) -> None:
     """Print a line for the trial that ended."""
-    from headstart.cli.output import duration
-
     ended, best = study.trials()[-1], study.best()
     what = ended.reason or "ended early: it stayed below the others of its plan"
     if ended.value is not None:
@@ -55,7 +54,7 @@ def say_result(options: SweepOptions, study: Study) -> None:
         what = f"{METRIC_NAMES[options.metric]} {ended.value:.3f}{mark}"
     place = f"{study.num_finished} of {options.trials}"
     print(
-        f"trial {ended.number} ({place}) {ended.settings}: {what}; {duration(ended.seconds or 0.0)}",
+        f"trial {ended.number} ({place}) {ended.settings}: {what}; {spelled(ended.seconds or 0.0)}",
         flush=True,
     )
 
@@ -109,8 +108,6 @@ def _table(ranking: Ranking) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from headstart.cli.output import duration
-
     title = f"Trials, on {ranking.num_samples:,} validation samples, 95 % intervals"
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for heading in ("", "trial"):
@@ -123,7 +120,7 @@ def _table(ranking: Ranking) -> Table:
         mark = "*" if place == 0 else "=" if row.p_value is not None and not row.is_worse else ""
         told = trial.state if score is None else f"{score.value:.3f}\n{score.low:.3f} to {score.high:.3f}"
         p_value = "" if place == 0 or row.p_value is None else f"{row.p_value:.2g}"
-        seconds = "" if trial.seconds is None else duration(trial.seconds)
+        seconds = "" if trial.seconds is None else spelled(trial.seconds)
         values = ", ".join(f"{name} {value:.3g}" for name, value in trial.settings.values.items())
         what = f"{trial.settings.plan}, {trial.settings.backbone}\n{values}"
         table.add_row(mark, str(trial.number), Text(what), told, p_value, seconds)

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from headstart.durations import spelled
 from headstart.errors import missing_dependency
 from headstart.files import write_together
 from headstart.report import figures
@@ -104,7 +105,7 @@ def render(template: str, *, charts: Mapping[str, figures.Figure | None], **valu
         "percent": lambda value: f"{value:.1%}".replace("%", "\u00a0%"),
         "three": lambda value: f"{value:.3f}",
         "count": lambda value: f"{value:,}",
-        "duration": duration,
+        "duration": spelled,
         "megabytes": lambda value: f"{value / 1e6:,.0f}\u00a0MB",
         "interval": lambda each: f"{each['low']:.3f} to {each['high']:.3f}",
         # A long path breaks after a slash.
@@ -173,22 +174,6 @@ def tested_on(facts: Mapping[str, Any]) -> str:
     if facts["tested_part"] == "test":
         return f"{count} samples held back from training"
     return f"{count} samples of validation, by which the model was chosen"
-
-
-def duration(seconds: float) -> str:
-    """Give a time span for people.
-
-    Example:
-        >>> duration(3.21), duration(75), duration(7384)
-        ('3.2 s', '1 min 15 s', '2 h 3 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
 
 
 # ---- rows
