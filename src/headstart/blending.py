@@ -151,8 +151,9 @@ def reestimate_batch_norms(
     Args:
         module: Called with each batch; on the device of the batches.
         batches: Of training inputs: a tensor, a mapping of keyword arguments, or a tuple or list whose first entry is
-            one of these, as data loaders give them. The mean over the batches counts each alike. A batch of
-            a single sample has no variance and is left out.
+            one of these, as data loaders give them. The mean over the batches counts each alike, so let them be
+            shuffled: batches sorted by class have less variance than the data. A batch of a single sample has none and
+            is left out.
         max_batches: How many to use at most; `None` uses all.
 
     Returns:

@@ -124,7 +124,12 @@ def pin_mode(module: nn.Module, mode: Mode | None) -> None:
 
 def pinned_modules(module: nn.Module) -> dict[str, Mode]:
     """The pinned modules by name, with the mode that each is pinned to."""
-    return {name: mode for name, child in module.named_modules() if (mode := getattr(child, _PINNED, None))}
+    return {name: mode for name, child in module.named_modules() if (mode := pin_of(child))}
+
+
+def pin_of(module: nn.Module) -> Mode | None:
+    """The mode that a module itself is pinned to; `None` where it is not."""
+    return getattr(module, _PINNED, None)
 
 
 def stop_tracking(norm: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from headstart import Callback, LightningModule, Trainer
+from headstart import Callback, LightningModule, Trainer, freezing
 from headstart.callbacks import BackboneFinetuning, LearningRateMonitor
 from headstart.callbacks import plan as plan_module
 from headstart.callbacks.plan import PlanRunner, runner_of, table_of
@@ -170,13 +170,32 @@ def test_the_norms_do_what_their_policy_says(norms):
 
 
 def test_a_pin_of_the_users_own_outlives_a_plan():
-    from headstart import freezing
-
     module = Net()
     freezing.pin_mode(module.backbone[0], "eval")
     before = module.backbone[0][2].running_mean.clone()
     fit(named_plan("full", epochs=1), module)
     assert torch.equal(module.backbone[0][2].running_mean, before)
+
+
+def test_a_plan_takes_its_own_pins_away_when_it_ends():
+    module = Net()
+    freezing.pin_mode(module.backbone[0][2], "train")
+    plan = Plan(phases=[Phase(name="all", trains="all", norms="frozen", epochs=1)])
+    fit(plan, module)
+    assert freezing.pinned_modules(module) == {"backbone.0.2": "train"}
+
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            assert set(freezing.pinned_modules(pl_module).values()) == {"eval"}
+            raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        fit(plan, module, Fails())
+    assert freezing.pinned_modules(module) == {"backbone.0.2": "train"}
+    # The next plan trains them.
+    before = module.backbone[1][2].running_mean.clone()
+    fit(named_plan("full", epochs=1), module)
+    assert not torch.equal(module.backbone[1][2].running_mean, before)
 
 
 # ---- how long

@@ -78,7 +78,9 @@ class PlanRunner(Callback):
         ] = []  # rate and weight decay of each group, as it was made
         self._rates: list[float] = []  # of each group at the phase's start
         self._ratios: list[float] = []  # of each group's rate, had no phase set one, to the one that it has
-        self._pinned: list[nn.Module] = []  # norms, by this plan
+        self._pinned: list[
+            tuple[nn.Module, freezing.Mode | None]
+        ] = []  # norms, by this plan; how they were before
         self._rule = self._new_rule()
         self._cost_is_said = False
         self._seconds_before = 0.0  # of the phase, in the runs that this one goes on from
@@ -238,10 +240,15 @@ class PlanRunner(Callback):
         self._restore_best(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Likewise where nothing was left to train; add the adapters to the weights."""
+        """Likewise where nothing was left to train; let go of the norms; add the adapters to the weights."""
         self._restore_best(trainer, pl_module)
+        self._unpin()
         if self.plan.lora is not None:
             self.adapters = take_adapters_out(pl_module.get_submodule(self.plan.backbone))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the norms."""
+        self._unpin()
 
     # ---- from phase to phase
 
@@ -359,14 +366,17 @@ class PlanRunner(Callback):
         freezing.set_trainable(module, self._state(self.phase).trainable)
         norms = self.plan.phases[self.phase].norms
         if norms == "train":
-            for each in self._pinned:
-                freezing.pin_mode(each, None)
-            self._pinned = []
+            self._unpin()
         elif not self._pinned:
             backbone = module.get_submodule(self.plan.backbone)
-            self._pinned = [each for each in backbone.modules() if is_norm(each)]
-        for each in self._pinned:
+            self._pinned = [(each, freezing.pin_of(each)) for each in backbone.modules() if is_norm(each)]
+        for each, _ in self._pinned:
             freezing.pin_mode(each, "train" if norms == "adapt" else "eval")
+
+    def _unpin(self) -> None:
+        for each, before in self._pinned:
+            freezing.pin_mode(each, before)
+        self._pinned = []
 
     def _state(self, phase: int) -> State:
         return self.plan.state_at(self.layout, phase, best_block=self._best_block)

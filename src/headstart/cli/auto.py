@@ -233,7 +233,8 @@ def _choose(
         return logits.log_softmax(dim=1)
 
     def renew_norms() -> None:
-        reestimate_batch_norms(model, data.plain_train_dataloader(), max_batches=_NUM_NORM_BATCHES)
+        # Shuffled: batches of one class each would say nothing of how the classes differ.
+        reestimate_batch_norms(model, data.train_dataloader(), max_batches=_NUM_NORM_BATCHES)
 
     candidates = auto.Candidates(
         model,
