@@ -1,8 +1,8 @@
 """What `never_worse.py` runs, each piece in a process of its own: `headstart fit`, and what others do with the same samples.
 
 The peers' interpreter runs this file too, so headstart is imported only where headstart trains. Everybody has the same
-network with a linear head, the same training samples in batches of 32. `headstart fit` has its own mild augmentation of
-photos, and validation samples, by which it chooses; the rivals have neither, as in the examples of their documentation, from
+network with a linear head, the same training samples in batches of 32. `headstart fit` mirrors every second photo,
+and has validation samples, by which it chooses; the rivals have neither, as in the examples of their documentation, from
 which their settings are, or, for a plain loop, usual ones. Nothing was tuned on any of these data. Seconds are the
 processor's: with one thread, the wall time of a quiet machine, and the same on a busy one.
 

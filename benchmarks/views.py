@@ -66,7 +66,7 @@ def accuracy(
     seed_everything(seed)
     model = ImageClassifier(class_names=data.class_names, image_size=size)
     freezing.freeze(model.backbone)
-    data.train_transform = model.preprocessing.train_transform()
+    data.train_transform = model.preprocessing.with_changes(min_scale=0.7).train_transform()
     data.eval_transform = model.preprocessing.eval_transform()
     if isinstance(views, int):
         data.show_fixed_views(views, until_epoch=epochs)

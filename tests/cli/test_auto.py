@@ -194,7 +194,7 @@ def test_forgetting_is_a_probe_on_other_data_before_and_after(kind, solar_cells,
         for name, photo in photos:
             (other / name).mkdir(parents=True, exist_ok=True)
             (other / name / photo.name).symlink_to(photo)
-    options = (*SMALL[:4], "--plan", "full", "--epochs", "1", "--lr", "0.05", "--forgetting", str(other))
+    options = (*SMALL[:4], "--plan", "full", "--epochs", "1", "--lr", "0.3", "--forgetting", str(other))
     assert fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *options]) == 0
     found = read_metadata(tmp_path / "run")["metrics"]["forgetting"]
     assert found["before"]["num_samples"] == found["after"]["num_samples"] > 10

@@ -29,7 +29,8 @@ class ImagePreprocessing:
         interpolation: How photos are resized: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`.
         crop_fraction: The side of the central square that is seen, as a fraction of the photo's shorter side.
         min_scale: Training sees a random part of the photo, of at least this fraction of its area; 1.0 for no such
-            crop.
+            crop. A part is enlarged, so that things look larger in training than later (Touvron et al. 2019, "Fixing the
+            train-test resolution discrepancy"): a short training gets used to that at the cost of what it is for.
         horizontal_flip: Training mirrors every second photo; `False` where left and right mean something (text, say).
 
     Example:
@@ -44,7 +45,7 @@ class ImagePreprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bicubic"
     crop_fraction: float = 1.0
-    min_scale: float = 0.7
+    min_scale: float = 1.0
     horizontal_flip: bool = True
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class ImagePreprocessing:
                 )
 
     def train_transform(self) -> Callable[[Any], torch.Tensor]:
-        """Give the transform for training, with the mild augmentation: PIL image (RGB) to float tensor (3, H, W)."""
+        """Give the transform for training, with the augmentation: PIL image (RGB) to float tensor (3, H, W)."""
         transforms = _transforms()
         mode = transforms.InterpolationMode(self.interpolation)
         if self.min_scale < 1:

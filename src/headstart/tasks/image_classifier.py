@@ -53,7 +53,7 @@ class ImageClassifier(Classifier):
         weight_decay: float = 0.01,
         class_weights: Sequence[float] | None = None,
         image_size: int | None = None,
-        min_scale: float = 0.7,
+        min_scale: float = 1.0,
         horizontal_flip: bool = True,
         pretrained: bool = True,
         description: Mapping[str, Any] | None = None,
