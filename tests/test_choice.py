@@ -123,6 +123,39 @@ def test_cheapest_of_equals_is_chosen_whatever_the_order():
     assert not any(each.is_worse for each in choice.candidates)
 
 
+def test_of_several_that_cost_the_same_the_best_is_chosen():
+    targets = np.arange(400) % 2
+    index = np.arange(400)
+    wrong = {
+        320: index >= 320,
+        376: index < 24,
+        378: (index >= 30) & (index < 52),
+        380: (index >= 60) & (index < 80),
+    }
+    logs = {right: predictions(~each, targets) for right, each in wrong.items()}
+
+    def chosen(*costs: float) -> str:
+        candidates = [
+            Candidate(str(right), cost, log) for cost, (right, log) in zip(costs, logs.items(), strict=True)
+        ]
+        choice = choose(candidates, targets)
+        assert [each.is_worse for each in choice.candidates] == [True, False, False, False]
+        assert choice.best == "380"
+        return choice.chosen
+
+    assert chosen(0, 1, 2, 3) == "376"
+    assert chosen(0, 1, 1, 2) == "378"
+    assert chosen(0, 1, 1, 1) == "380"
+    assert chosen(0, 0, 1, 1) == "376"
+
+
+def test_nothing_cheaper_is_as_good_only_where_something_is_cheaper():
+    targets = np.arange(300) % 2
+    logs = [predictions(np.arange(300) < right, targets) for right in (270, 271)]
+    text = str(choose([Candidate("first", 1, logs[0]), Candidate("second", 1, logs[1])], targets))
+    assert "* second: the best by accuracy (300 validation samples" in text
+
+
 def test_cheap_candidate_that_is_clearly_worse_is_passed_over_for_the_cheapest_that_is_not():
     targets = np.arange(400) % 2
     index = np.arange(400)

@@ -3,7 +3,7 @@
 Fine-tuning can end worse than the head alone. So the head is fitted first, on features that are computed once; fine-tuning begins
 from it (LP-FT, Kumar et al. 2022); then the head alone, the fine-tuned model, blends of the two (WiSE-FT, Wortsman et
 al. 2021) and an average of the best moments of fine-tuning (a soup, Wortsman et al. 2022) are judged on the same
-validation samples, and the cheapest that is not shown to be worse than the best is kept.
+validation samples: the best is kept, or the head alone where it is not shown to be worse.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ Weights = Mapping[str, Tensor]
 BLENDS = (0.25, 0.5, 0.75)
 
 HEAD, TUNED, SOUP = "head alone", "fine-tuned", "soup"
+
+# What a candidate costs: with the head alone, others share the backbone and what it makes of a sample.
+_PRETRAINED_BACKBONE, _OWN_BACKBONE = 0.0, 1.0
 
 
 # ---- reading a loader
@@ -323,7 +326,7 @@ class Candidates:
         self.num_lost = 0
         self._head = {name: value.clone() for name, value in head.items()}
         self.weights: dict[str, Weights] = {HEAD: self._head}
-        self.found: list[Candidate] = [Candidate(HEAD, 0.0, predictions)]
+        self.found: list[Candidate] = [Candidate(HEAD, _PRETRAINED_BACKBONE, predictions)]
 
     def add_tuned(self, states: Sequence[Weights], scores: Sequence[float]) -> None:
         """Add the best moment of fine-tuning, blends of it with the head alone, and a soup of all moments.
@@ -338,10 +341,10 @@ class Candidates:
         if not ranked:
             return
         moments = [state for state, _ in ranked]
-        self._add(TUNED, 1.0, best)
         for share in BLENDS:
             blend = self._try_blend(interpolate(self._head, moments[0], share))
-            self._add(f"blend {share:.0%}", share, blend)
+            self._add(f"blend {share:.0%}", blend)
+        self._add(TUNED, best)
         if len(moments) == 1:
             return
         soups: list[_Tried] = []
@@ -353,7 +356,7 @@ class Candidates:
         _, members = greedy_soup(moments, [value for _, value in ranked], score)
         if len(members) > 1:
             # One soup was tried for each moment; the one with the last member is what was kept.
-            self._add(f"{SOUP} of {len(members)}", 1.5, soups[members[-1]])
+            self._add(f"{SOUP} of {len(members)}", soups[members[-1]])
 
     def keep(self, name: str) -> None:
         """Give the model the weights of a candidate."""
@@ -363,12 +366,12 @@ class Candidates:
         """Give the log-probabilities (N, C) of a candidate."""
         return next(each.predictions for each in self.found if each.name == name)
 
-    def _add(self, name: str, cost: float, tried: _Tried) -> None:
+    def _add(self, name: str, tried: _Tried) -> None:
         if not tried.is_finite:
             self.num_lost += 1
             return
         self.weights[name] = tried.weights
-        self.found.append(Candidate(name, cost, tried.predictions))
+        self.found.append(Candidate(name, _OWN_BACKBONE, tried.predictions))
 
     def _try(self, weights: Weights) -> _Tried:
         self._model.load_state_dict(weights)

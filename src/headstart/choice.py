@@ -1,7 +1,7 @@
 """Which of several trained models to keep, judged on the same validation samples, with the doubt stated.
 
-The rule: find the best candidate by the metric, then keep the *cheapest* one that is not shown to be worse than it.
-A cheaper candidate counts as worse if one of two one-sided paired tests says so:
+The rule: find the best candidate by the metric, then keep the *cheapest* one that is not shown to be worse than it; of
+several that cost the same, the best by the metric. A cheaper candidate counts as worse if one of two one-sided paired tests says so:
 
 1. by the metric itself, at the level 0.25;
 2. by log loss, at the level 0.10, each candidate's probabilities calibrated first, so that to be surer is no merit. Log
@@ -66,8 +66,8 @@ _Scorer = Callable[[Floats], Floats]
 class Candidate:
     """A trained model, by what it says about the validation samples.
 
-    `cost` is any number by which candidates are sorted, cheaper first: seconds of training, parameters that train, a
-    rank. `predictions` are log-probabilities (N, C); logits will do.
+    `cost` is any number by which candidates are sorted, cheaper first: seconds of a prediction, parameters that train, a
+    rank; several may have the same. `predictions` are log-probabilities (N, C); logits will do.
     """
 
     name: str
@@ -164,8 +164,8 @@ class Choice:
         intervals = f"{self.num_samples} validation samples, {self.confidence * 100:g} % intervals"
         metric = METRIC_NAMES[self.metric]
         if self.chosen == self.best:
-            is_cheapest = self.chosen == min(self.candidates, key=lambda each: each.cost).name
-            rest = "" if is_cheapest else ", and nothing cheaper is as good"
+            costs = {each.name: each.cost for each in self.candidates}
+            rest = "" if costs[self.chosen] == min(costs.values()) else ", and nothing cheaper is as good"
             return f"* {self.chosen}: the best by {metric}{rest} ({intervals})."
         return (
             f"* {self.chosen}: the cheapest that is not shown to be worse than {self.best}, "
@@ -211,7 +211,7 @@ def choose(
             f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95."
         )
     ordered, logs, true = _checked(candidates, targets, metric)
-    verdicts = judge(logs, true, metric=metric, seed=seed)
+    verdicts = judge(logs, true, costs=[each.cost for each in ordered], metric=metric, seed=seed)
     judged = _judged(ordered, logs, true, verdicts, confidence=confidence, seed=seed)
     return Choice(
         candidates=judged,
@@ -236,6 +236,7 @@ def judge(
     logs: Sequence[Floats],
     targets: Integers,
     *,
+    costs: Sequence[float] | None = None,
     metric: Metric = "accuracy",
     num_resamples: int = _NUM_RESAMPLES,
     seed: int = 0,
@@ -245,6 +246,7 @@ def judge(
     Args:
         logs: Log-probabilities (N, C) of each candidate, cheapest first.
         targets: Class indices (N,).
+        costs: Of each candidate; `None` where each costs more than the one before it.
         metric: By which the best is found.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
@@ -274,7 +276,11 @@ def judge(
         )
         for index in range(len(logs))
     ]
-    return Verdicts(best=best, chosen=is_worse.index(False), is_worse=is_worse)
+    costs = range(len(logs)) if costs is None else costs
+    good = [index for index in range(len(logs)) if not is_worse[index]]
+    cheapest = [index for index in good if costs[index] == costs[good[0]]]
+    chosen = max(cheapest, key=lambda index: observed[0][index])
+    return Verdicts(best=best, chosen=chosen, is_worse=is_worse)
 
 
 def p_values_to_best(
