@@ -184,6 +184,12 @@ def test_groups_keep_their_ratios_and_what_is_frozen_stays_so():
     assert [any(each) for _, each, _ in Watch.seen[-1]] == trains  # the first phase trains the head alone
 
 
+def test_the_time_of_a_phase_does_not_cut_its_test_short():
+    plan = Plan(phases=[Phase(name="all", trains="all", time=1e-6, schedule="cosine")])
+    curve = find_lr(make_trainer(plan=plan), Watch(), loader(), loader(200), num_training=20)
+    assert len(curve.lrs) == 20
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_the_suggestion_is_as_good_as_the_best_of_a_grid(optimizer):
     """Over a grid in steps of half a power of ten, two epochs each.

@@ -318,7 +318,7 @@ def find_lr(
         # The last phase is as long as the test; nobody judges it.
         last = replace(
             plan.phases[index],
-            epochs=None, steps=num_training + 1, patience=None, schedule="constant", warmup_steps=0,
+            epochs=None, steps=num_training + 1, time=None, patience=None, schedule="constant", warmup_steps=0,
         )  # fmt: skip
         phases = (*plan.phases[:index], last)
         monitor = plan.monitor if index else None
