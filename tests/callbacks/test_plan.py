@@ -525,6 +525,26 @@ def test_the_time_of_a_phase_goes_on_where_a_run_was_cut_and_may_be_another(cloc
         again.fit(Slow(), data(), data(), ckpt_path=tmp_path / "2.ckpt")
 
 
+def test_the_time_of_a_phase_goes_on_in_a_fit_after_one_that_was_cut(clock):
+    class Cut(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if trainer.global_step == 5:
+                raise KeyboardInterrupt
+
+    module, cut = Slow(), Cut()
+    trainer = Trainer(
+        plan=Plan(phases=[Phase(name="all", trains="all", lr=0.3, time=20)]), callbacks=cut, accelerator="cpu",
+        num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(module, data(), data())
+    Slow.now += 1000.0
+    assert runner_of(trainer).seconds == 6.5
+    trainer.fit(module, data(), data())
+    assert trainer.global_step == 14
+
+
 def test_a_phase_of_a_time_needs_no_length_of_an_epoch(clock):
     class Stream(IterableDataset):
         def __iter__(self):

@@ -236,7 +236,7 @@ class PlanRunner(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock; put the last phase's best weights back."""
-        self._seconds_before, self._clock_began = self.seconds, None
+        self._stop_clock()
         self._restore_best(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -247,7 +247,8 @@ class PlanRunner(Callback):
             self.adapters = take_adapters_out(pl_module.get_submodule(self.plan.backbone))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the norms."""
+        """Stop the clock; let go of the norms."""
+        self._stop_clock()
         self._unpin()
 
     # ---- from phase to phase
@@ -345,6 +346,9 @@ class PlanRunner(Callback):
     def seconds(self) -> float:
         """For how long the phase has trained and validated."""
         return self._seconds_before + (0.0 if self._clock_began is None else monotonic() - self._clock_began)
+
+    def _stop_clock(self) -> None:
+        self._seconds_before, self._clock_began = self.seconds, None
 
     def _is_late(self, trainer: Trainer) -> bool:
         """Whether the phase's time is up; say so, once."""
