@@ -525,6 +525,38 @@ def test_the_time_of_a_phase_goes_on_where_a_run_was_cut_and_may_be_another(cloc
         again.fit(Slow(), data(), data(), ckpt_path=tmp_path / "2.ckpt")
 
 
+@pytest.mark.parametrize(("time", "step"), [(9, 6), (20, 14)])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_phase_whose_time_was_up_goes_on_with_more(clock, tmp_path, time, step, is_last):
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    def plan(time: float) -> Plan:
+        phases = [
+            Phase(name="head", trains="head", lr=0.3, time=time),
+            Phase(name="all", trains="all", lr=0.1, epochs=2),
+        ]
+        return Plan(phases=phases[:1] if is_last else phases)
+
+    fit(plan(4), Slow(), Save())  # it is up in the validation at the first epoch's end
+    again = Trainer(plan=plan(time), accelerator="cpu", num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
+                    enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    again.fit(Slow(), data(), data(), ckpt_path=tmp_path / "3.ckpt")
+    history = runner_of(again).history
+    assert (again.global_step if is_last else history[1]["step"]) == step
+
+
+def test_a_time_that_is_up_at_an_epochs_end_lets_the_next_phase_begin_with_the_epoch(clock):
+    phases = [
+        Phase(name="head", trains="head", time=4),
+        Phase(name="all", trains="all", epochs=1),
+    ]
+    trainer = fit(Plan(phases=phases), Slow())
+    assert [each["step"] for each in runner_of(trainer).history] == [0, 3]
+    assert trainer.global_step == 6
+
+
 def test_the_time_of_a_phase_goes_on_in_a_fit_after_one_that_was_cut(clock):
     class Cut(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:

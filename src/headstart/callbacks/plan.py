@@ -69,7 +69,7 @@ class PlanRunner(Callback):
     def _begin_anew(self) -> None:
         self.phase = 0
         self.history: list[dict[str, Any]] = []
-        self._is_over = False
+        self._is_over = self._is_late = False  # by its clock, which more time undoes, or otherwise
         self._best_block: int | None = None
         self._best_weights: dict[str, Tensor] = {}
         self._anchors: dict[str, Tensor] = {}
@@ -160,7 +160,7 @@ class PlanRunner(Callback):
             self._cost_is_said = True
             trainer.say(table_of(self.plan, list(self._costs(trainer, pl_module))))
         self._apply(pl_module)
-        if self._is_over and self._is_last:  # of a run that was cut after its last phase
+        if self._has_ended and self._is_last:  # of a run that was cut after its last phase
             trainer.should_stop = True
         self._clock_began = monotonic()
 
@@ -174,7 +174,7 @@ class PlanRunner(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase, if this one is over."""
-        if self._is_over or self._has_run_out(trainer):
+        if self._has_ended or self._has_run_out(trainer):
             self._go_on(trainer, pl_module)
         self._apply(pl_module)
 
@@ -209,8 +209,8 @@ class PlanRunner(Callback):
             return
         phase = self.plan.phases[self.phase]
         are_done = phase.steps is not None and trainer.global_step - self._now["step"] >= phase.steps
-        if are_done or self._is_late(trainer):
-            self._is_over = True
+        self._is_over |= are_done
+        if are_done or self._is_late_by_now(trainer):
             if self._is_last:
                 trainer.should_stop = True
             elif not trainer.progress.is_last_batch:  # else the epoch's validation still counts for this one
@@ -222,8 +222,8 @@ class PlanRunner(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._judge(trainer, pl_module)
             self._apply(pl_module)
-            if self._is_last and self._is_late(trainer):
-                self._is_over = trainer.should_stop = True
+            if self._is_late_by_now(trainer) and self._is_last:
+                trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the run after the last phase."""
@@ -231,7 +231,7 @@ class PlanRunner(Callback):
             self._judge(trainer, pl_module)
         epochs = self.plan.phases[self.phase].epochs
         self._is_over |= epochs is not None and trainer.current_epoch + 1 - self._now["epoch"] >= epochs
-        if self._is_over and self._is_last:
+        if self._has_ended and self._is_last:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -261,6 +261,10 @@ class PlanRunner(Callback):
     def _is_last(self) -> bool:
         return self.phase == len(self.plan.phases) - 1
 
+    @property
+    def _has_ended(self) -> bool:
+        return self._is_over or self._is_late
+
     def _has_run_out(self, trainer: Trainer) -> bool:
         phase = self.plan.phases[self.phase]
         return (phase.epochs is not None and trainer.current_epoch - self._now["epoch"] >= phase.epochs) or (
@@ -289,7 +293,7 @@ class PlanRunner(Callback):
                 "best": None,
             }
         )
-        self._is_over = False
+        self._is_over = self._is_late = False
         self._seconds_before, self._clock_began = 0.0, monotonic()
         self._rule = self._new_rule()
         self._set_rates(trainer)
@@ -350,13 +354,14 @@ class PlanRunner(Callback):
     def _stop_clock(self) -> None:
         self._seconds_before, self._clock_began = self.seconds, None
 
-    def _is_late(self, trainer: Trainer) -> bool:
+    def _is_late_by_now(self, trainer: Trainer) -> bool:
         """Whether the phase's time is up; say so, once."""
         phase = self.plan.phases[self.phase]
         if phase.time is None or self._agreed_seconds(trainer) < phase.seconds:
             return False
-        if not self._is_over:
+        if not self._has_ended:
             trainer.say(f"Phase {phase.name!r} ends: its {spelled(phase.seconds)} are over.")
+        self._is_late = True
         return True
 
     def _agreed_seconds(self, trainer: Trainer) -> float:
@@ -507,6 +512,7 @@ class PlanRunner(Callback):
             "phase": self.phase,
             "history": [dict(each) for each in self.history],
             "is_over": self._is_over,
+            "is_late": self._is_late,
             "best_block": self._best_block,
             "best_weights": dict(self._best_weights),
             "anchors": dict(self._anchors),
@@ -549,6 +555,7 @@ class PlanRunner(Callback):
         self._rule.wait_count = int(state_dict["wait_count"])
         self._cost_is_said = True
         self._seconds_before, self._clock_began = float(state_dict["seconds"]), None
+        self._is_late = state_dict["is_late"] and self._seconds_before >= ours.phases[self.phase].seconds
 
 
 def runner_of(trainer: Trainer) -> PlanRunner | None:
