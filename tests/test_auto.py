@@ -270,9 +270,15 @@ def test_validations_are_few_and_even(epochs, seconds, validated, monkeypatch):
     )  # fmt: skip
     trainer.fit(net, DataLoader(data(), batch_size=6), DataLoader(data(2), batch_size=2))
     assert net.validated == validated
-    again = FewValidations(6, seconds=seconds)
+    again = FewValidations(6, epochs=epochs, seconds=seconds)
     again.load_state_dict(few.state_dict())
     assert again.every == few.every
+
+
+def test_validations_stay_few_where_a_run_goes_on_with_more_time():
+    again = FewValidations(12, seconds=6000.0)
+    again.load_state_dict({"first_epoch": 50.0})
+    assert again.every == 10
 
 
 # ---- the plan, the scores, the temperature

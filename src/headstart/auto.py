@@ -177,7 +177,16 @@ class FewValidations(Callback):
         self.most = most
         self.epochs = epochs
         self.seconds = seconds
-        self.every = self._every(1 if epochs is None else epochs)
+        self.first_epoch: float | None = None  # its seconds, when they are known
+
+    @property
+    def every(self) -> float:
+        """Half an epoch, or a whole number of them."""
+        bounds = [] if self.epochs is None else [float(self.epochs)]
+        if self.seconds is not None and self.first_epoch is not None:
+            bounds.append(self.seconds / self.first_epoch)
+        epochs = min(bounds, default=1.0)
+        return 0.5 if 2 * epochs <= self.most else math.ceil(epochs / self.most)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say it to the trainer."""
@@ -186,22 +195,17 @@ class FewValidations(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the first epoch of a run that a clock may end, count how many there will be."""
         runner = runner_of(trainer)
-        if trainer.current_epoch == 1 and self.seconds is not None and runner is not None:
-            by_clock = trainer.strategy.broadcast(self.seconds / runner.seconds)
-            self.every = self._every(min(by_clock, math.inf if self.epochs is None else self.epochs))
+        if trainer.current_epoch == 1 and runner is not None:
+            self.first_epoch = trainer.strategy.broadcast(runner.seconds)
             self._apply(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """What was found out."""
-        return {"every": self.every}
+        return {"first_epoch": self.first_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with it."""
-        self.every = state_dict["every"]
-
-    def _every(self, epochs: float) -> float:
-        """Half an epoch, or a whole number of them."""
-        return 0.5 if 2 * epochs <= self.most else math.ceil(epochs / self.most)
+        """Go on with it, for the time that there is now."""
+        self.first_epoch = state_dict["first_epoch"]
 
     def _apply(self, trainer: Trainer) -> None:
         is_half = self.every < 1 and trainer.num_training_batches > 1
