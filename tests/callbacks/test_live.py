@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from headstart import LightningModule, Phase, Plan, Trainer
+from headstart import Callback, LightningModule, Phase, Plan, Trainer
 from headstart.callbacks import BackboneFinetuning, LiveView, ModelCheckpoint, live
 from headstart.callbacks.live import View, lines_of
 from headstart.callbacks.screen import Screen, can_be_drawn_on
@@ -55,6 +55,7 @@ def plain_environment(monkeypatch):
 class Net(LightningModule):
     def __init__(self):
         super().__init__()
+        torch.manual_seed(0)
         self.backbone = torch.nn.Linear(3, 4)
         self.head = torch.nn.Linear(4, 1)
         self.seen = []
@@ -126,6 +127,18 @@ def test_the_phases_of_a_plan_have_names_and_frozen_work_is_counted(tmp_path, al
     assert "all (phase 2 of 2)   epoch 2/2   batch 3/3" in text
     assert "lr 0.1 to 0.05" in text
     assert re.search(r"[1-9]\d % of frozen work looked up", text)
+
+
+@pytest.mark.parametrize(("names", "what"), [(["head"], "left"), (["head", "all"], "left in this phase")])
+def test_the_time_of_a_phase_says_what_is_left(tmp_path, always, names, what):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.should_stop = True
+
+    terminal = Terminal()
+    plan = Plan(phases=[Phase(name=name, trains=name, time="1h") for name in names])
+    fit(tmp_path, LiveView(console=terminal.console), Stop(), max_epochs=None, plan=plan)
+    assert re.search(rf"about (59:\d\d|1:00:00) {what}\n", "\n".join(terminal.lines()) + "\n")
 
 
 def test_the_thaw_divides_a_run_in_two_phases(tmp_path, always):

@@ -367,6 +367,7 @@ class LiveView(ProgressBar):
 
     def _left(self, trainer: Trainer, now: float) -> list[str]:
         """Say how long it takes to the end, or to the end of the phase: another has another pace."""
+        from headstart.callbacks.plan import runner_of
         from headstart.callbacks.timer import Timer
 
         total, seconds = trainer.num_training_batches, now - (self._epoch_begun or now)
@@ -384,6 +385,11 @@ class LiveView(ProgressBar):
                 found.append((steps * trainer.accumulate_grad_batches * pace, "left"))
         bounds = [each.time_remaining() for each in trainer.callbacks if isinstance(each, Timer)]
         found += [(max(0.0, each), "left") for each in bounds if each is not None]
+        runner = runner_of(trainer)
+        if runner is not None and math.isfinite(runner.seconds_left):
+            found.append(
+                (runner.seconds_left, "left" if len(runner.plan.phases) == 1 else "left in this phase")
+            )
         return [f"about {clock(seconds)} {what}" for seconds, what in sorted(found)[:1]]
 
 

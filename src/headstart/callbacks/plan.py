@@ -351,6 +351,11 @@ class PlanRunner(Callback):
         """For how long the phase has trained and validated."""
         return self._seconds_before + (0.0 if self._clock_began is None else monotonic() - self._clock_began)
 
+    @property
+    def seconds_left(self) -> float:
+        """How many the phase's `time` leaves; infinite without one."""
+        return max(0.0, self.plan.phases[self.phase].seconds - self.seconds)
+
     def _stop_clock(self) -> None:
         self._seconds_before, self._clock_began = self.seconds, None
 
