@@ -24,7 +24,9 @@ def test_a_time_may_be_written_in_many_ways(given, seconds):
     assert seconds_of(given, what="time") == seconds
 
 
-@pytest.mark.parametrize("given", ["soon", "10", "10 minutes", 5, "-1s", "1:00:00", "", None, True, ["1s"]])
+@pytest.mark.parametrize(
+    "given", ["soon", "10", "10 minutes", 5, "-1s", "1:00:00", "9" * 10 + ":00:00:00", "", None, True, ["1s"]]
+)
 def test_what_is_no_time_is_refused(given):
     with pytest.raises(MisconfigurationError, match=r"^--time is .*; expected a time such as 90s, 10m, 1h"):
         seconds_of(given, what="--time")
@@ -35,9 +37,14 @@ def test_the_keywords_of_a_timedelta_are_asked_for():
         MisconfigurationError, match=r"--time is \{'minute': 3\}; expected the keywords of a timedelta"
     ):
         seconds_of({"minute": 3}, what="--time")
+    for wrong in ({"days": 1e12}, {"days": float("nan")}):
+        with pytest.raises(MisconfigurationError, match="expected the keywords of a timedelta"):
+            seconds_of(wrong, what="--time")
 
 
-@pytest.mark.parametrize("given", ["0m", 0, -3, float("inf"), float("nan"), timedelta(0)])
+@pytest.mark.parametrize(
+    "given", ["0m", 0, -3, 10**309, "9" * 400 + "s", float("inf"), float("nan"), timedelta(0)]
+)
 def test_no_time_at_all_is_refused_where_it_makes_no_sense(given):
     with pytest.raises(MisconfigurationError, match=r"--time is .*; expected a time above 0"):
         positive_seconds_of(given, what="--time")

@@ -35,7 +35,7 @@ def seconds_of(duration: Duration, *, what: str) -> float:
     if isinstance(duration, Mapping):
         try:
             return timedelta(**duration).total_seconds()
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise MisconfigurationError(
                 f"{what} is {dict(duration)!r}; expected the keywords of a timedelta (days, hours, minutes, seconds, ...) with "
                 "numbers."
@@ -43,7 +43,7 @@ def seconds_of(duration: Duration, *, what: str) -> float:
     text = duration.strip() if isinstance(duration, str) else ""
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text):
         return float(match[1]) * _UNITS[match[2]]
-    if match := re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", text):
+    if match := re.fullmatch(r"(\d{1,8}):(\d{1,2}):(\d{1,2}):(\d{1,2})", text):
         days, hours, minutes, seconds = map(int, match.groups())
         return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
     raise MisconfigurationError(
@@ -62,7 +62,10 @@ def positive_seconds_of(duration: Duration, *, what: str) -> float:
         600.0
     """
     if isinstance(duration, int | float) and not isinstance(duration, bool):
-        seconds = float(duration)
+        try:
+            seconds = float(duration)
+        except OverflowError:  # of a whole number
+            seconds = float("inf")
     else:
         seconds = seconds_of(duration, what=what)
     if not 0 < seconds < float("inf"):
