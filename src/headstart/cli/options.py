@@ -321,7 +321,7 @@ def _may_change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     """Whether an option may differ when a run goes on."""
     if name == "epochs":  # of other plans' phases, which cannot change once they have begun
         return bool(now["plan"] == "thaw")
-    if name == "time":  # rates stay where a clock may end the run, and fall to the end where none does
+    if name == "time":  # of a phase that has begun: another one, but not none
         return before["time"] is not None and now["time"] is not None
     return name in FREE_ON_RESUME
 
