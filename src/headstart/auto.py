@@ -159,8 +159,8 @@ def tuning_plan(
 class FewValidations(Callback):
     """Spreads validations evenly over a run: every half epoch, or every so many epochs where that would be too many.
 
-    The best of very many moments on few samples is the luckiest, and each validation costs time. Where a clock may end the
-    run, the first epoch tells how many there will be.
+    The best of very many moments on few samples is the luckiest, and each validation costs time. The last epoch has one: its
+    weights are the most settled. Where a clock may end the run, the first epoch tells how many there will be.
 
     Args:
         most: How many at most, about.
@@ -197,7 +197,7 @@ class FewValidations(Callback):
         runner = runner_of(trainer)
         if trainer.current_epoch == 1 and runner is not None:
             self.first_epoch = trainer.strategy.broadcast(runner.seconds)
-            self._apply(trainer)
+        self._apply(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """What was found out."""
@@ -210,7 +210,8 @@ class FewValidations(Callback):
     def _apply(self, trainer: Trainer) -> None:
         is_half = self.every < 1 and trainer.num_training_batches > 1
         trainer.val_check_interval = 0.5 if is_half else 1.0
-        trainer.check_val_every_n_epoch = max(1, int(self.every))
+        is_last = trainer.current_epoch + 1 == self.epochs
+        trainer.check_val_every_n_epoch = 1 if is_last else max(1, int(self.every))
 
 
 class StopEarly(Callback):
