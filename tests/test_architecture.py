@@ -29,6 +29,7 @@ READING_ORDER = [
     "groups",
     "plan",
     "plans",
+    "adapters",
     "module",
     "callback",
     # what a run is made of

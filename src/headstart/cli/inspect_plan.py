@@ -22,8 +22,9 @@ def inspect_plan(name: str, *, backbone: str | None) -> Inspected:
         MisconfigurationError: If the file holds no plan, or a word of it chooses nothing in this network.
     """
     from headstart import freezing
+    from headstart.adapters import put_adapters_in
     from headstart.backbones import default_backbone
-    from headstart.callbacks.plan import put_adapters_in, table_of
+    from headstart.callbacks.plan import table_of
     from headstart.cli.inspected import Inspected, step_of
     from headstart.groups import is_norm, layout_of
     from headstart.plan import Plan

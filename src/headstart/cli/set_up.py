@@ -100,7 +100,7 @@ def check_plan(plan: Plan, model: Classifier) -> None:
         MisconfigurationError: If a word of it chooses nothing in the model, or no layer takes its adapters.
         MissingDependencyError: If it has adapters, and peft is not installed.
     """
-    from headstart.callbacks.plan import put_adapters_in
+    from headstart.adapters import put_adapters_in
     from headstart.groups import layout_of
     from headstart.seed import isolated_random_state
 
