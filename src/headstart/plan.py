@@ -125,7 +125,8 @@ class Phase:
     @property
     def seconds(self) -> float:
         """The `time` in seconds; infinite without one."""
-        return math.inf if self.time is None else positive_seconds_of(self.time, what="time")
+        assert self.time is None or isinstance(self.time, float), "it was read when the phase was made"
+        return math.inf if self.time is None else self.time
 
     @property
     def sets_rates(self) -> bool:

@@ -64,13 +64,17 @@ def data(count: int = 2 * NUM_BATCHES, *, batch_size: int = 2) -> DataLoader:
     return DataLoader(TensorDataset(x, y), batch_size=batch_size)
 
 
-def fit(
-    plan: Any, module: LightningModule | None = None, *callbacks: Callback, loader=None, **options: Any
-) -> Trainer:
-    trainer = Trainer(
+def trainer_of(plan: Any, *callbacks: Callback, **options: Any) -> Trainer:
+    return Trainer(
         plan=plan, callbacks=list(callbacks), accelerator="cpu", num_sanity_val_steps=0, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, **{"logger": False, **options},
     )  # fmt: skip
+
+
+def fit(
+    plan: Any, module: LightningModule | None = None, *callbacks: Callback, loader=None, **options: Any
+) -> Trainer:
+    trainer = trainer_of(plan, *callbacks, **options)
     trainer.fit(module or Net(), data() if loader is None else loader, data())
     return trainer
 
@@ -259,10 +263,7 @@ def test_a_run_cut_anywhere_goes_on_with_the_same_phases_and_rates(tmp_path):
     assert trainer.global_step == 4 * NUM_BATCHES
     for step in range(1, trainer.global_step):
         rest, resumed = Watch(), make()
-        again = Trainer(
-            plan=plan, callbacks=[rest], accelerator="cpu", num_sanity_val_steps=0, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+        again = trainer_of(plan, rest)
         again.fit(resumed, data(), data(), ckpt_path=tmp_path / f"{step}.ckpt")
         assert rest.rates == whole.rates[step:]
         assert runner_of(again).history == runner_of(trainer).history
@@ -509,10 +510,7 @@ def test_the_time_of_a_phase_goes_on_where_a_run_was_cut_and_may_be_another(cloc
         for time, rates in ((20, whole.rates[step:]), (8, None)):
             Slow.now += 1000.0  # of the time between the runs, nothing counts
             rest = Watch()
-            again = Trainer(
-                plan=plan(time), callbacks=[rest], accelerator="cpu", num_sanity_val_steps=0, logger=False,
-                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            )  # fmt: skip
+            again = trainer_of(plan(time), rest)
             again.fit(Slow(), data(), data(), ckpt_path=tmp_path / f"{step}.ckpt")
             assert again.global_step == (14 if time == 20 else {2: 6, 3: 6, 8: 9}[step])
             if rates is not None:
@@ -540,8 +538,7 @@ def test_a_phase_whose_time_was_up_goes_on_with_more(clock, tmp_path, time, step
         return Plan(phases=phases[:1] if is_last else phases)
 
     fit(plan(4), Slow(), Save())  # it is up in the validation at the first epoch's end
-    again = Trainer(plan=plan(time), accelerator="cpu", num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
-                    enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    again = trainer_of(plan(time))
     again.fit(Slow(), data(), data(), ckpt_path=tmp_path / "3.ckpt")
     history = runner_of(again).history
     assert (again.global_step if is_last else history[1]["step"]) == step
@@ -564,11 +561,7 @@ def test_the_time_of_a_phase_goes_on_in_a_fit_after_one_that_was_cut(clock):
                 raise KeyboardInterrupt
 
     module, cut = Slow(), Cut()
-    trainer = Trainer(
-        plan=Plan(phases=[Phase(name="all", trains="all", lr=0.3, time=20)]), callbacks=cut, accelerator="cpu",
-        num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
+    trainer = trainer_of(Plan(phases=[Phase(name="all", trains="all", lr=0.3, time=20)]), cut)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(module, data(), data())
     Slow.now += 1000.0
@@ -812,10 +805,7 @@ def test_a_resume_with_another_plan_names_what_differs(change, message, tmp_path
     if "lora" in change:
         settings["lora"] = LoRA(rank=2)
     fit(Plan(**settings), None, Save(), max_epochs=2)
-    trainer = Trainer(
-        plan=Plan(**{**settings, **change}), accelerator="cpu", num_sanity_val_steps=0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = trainer_of(Plan(**{**settings, **change}))
     with pytest.raises(MisconfigurationError, match=rf"is in phase 'a' of another plan .*{message}"):
         trainer.fit(Net(), data(), data(), ckpt_path=tmp_path / "a.ckpt")
 
