@@ -90,6 +90,7 @@ def test_data_and_out_are_needed(capsys):
         ({"lr": float("nan")}, "--lr is nan"),
         ({"image_size": 3}, "--image_size is 3; expected 16 or more"),
         ({"text_pair_column": "b"}, "--text_column is missing"),
+        ({"plan": "thaw", "views": 4, "augment": "none"}, "all views are the same"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(changes, message):

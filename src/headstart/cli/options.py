@@ -20,6 +20,8 @@ tested on samples held back from training, and saved in RUN, from which `headsta
 work.
 """
 
+Augment = Literal["flip", "crop", "none"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
@@ -49,6 +51,8 @@ class FitOptions:
             every sample the same.
         patience: With thaw, end after this many epochs without a better validation score, once the backbone is unfrozen.
         image_size: Height and width in pixels to which images are brought; the backbone's own without it.
+        augment: How training sees an image anew each time: "flip" mirrors every second one; "crop" also shows a random part of it,
+            of at least 0.7 of its area; "none" is for images in which left and right mean something.
         max_length: Tokens beyond which a text is cut off; the backbone's own without it.
         text_column: The column of the texts; looked for by its name without it.
         text_pair_column: The column of the second text, for pairs such as premise and hypothesis.
@@ -89,6 +93,7 @@ class FitOptions:
     class_weights: Literal["balanced", "none"] = "balanced"
     patience: int = 5
     image_size: int | None = None
+    augment: Augment = "flip"
     max_length: int | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
@@ -124,6 +129,10 @@ class FitOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise MisconfigurationError(f"--{name} is {value}; expected a number above 0.")
+        if self.views > 1 and self.augment == "none":
+            raise MisconfigurationError(
+                f"--views is {self.views} and --augment none, with which all views are the same: leave one of them out."
+            )
         if self.logger is not None:
             from headstart.cli.curves import read_names
 
@@ -171,7 +180,7 @@ class FitOptions:
         """
         others = {
             "images": ("text_column", "text_pair_column", "label_column", "max_length"),
-            "text": ("image_size", "views"),
+            "text": ("image_size", "augment", "views"),
         }
         defaults = {each.name: each.default for each in fields(self)}
         for name in others[kind]:

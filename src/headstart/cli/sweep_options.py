@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from headstart.choice import Metric
 from headstart.cli.arguments import add_device_arguments
-from headstart.cli.options import FitOptions, read_kept, refuse_changes
+from headstart.cli.options import Augment, FitOptions, read_kept, refuse_changes
 from headstart.durations import positive_seconds_of
 from headstart.errors import MisconfigurationError
 
@@ -60,6 +60,7 @@ class SweepOptions:
     prune: bool = True
     features: str | None = None
     image_size: int | None = None
+    augment: Augment = "flip"
     max_length: int | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
@@ -207,6 +208,11 @@ def _parser() -> argparse.ArgumentParser:
         help="where the frozen backbones' outputs are kept (default: in the sweep's folder)",
     )
     add("--image_size", type=int, help="height and width in pixels (default: each backbone's own)")
+    add(
+        "--augment",
+        choices=get_args(Augment),
+        help="how training sees an image anew, in trials that train the backbone (default: flip)",
+    )
     add("--max_length", type=int, help="tokens of a text (default: each backbone's own)")
     add("--text_column", help="the column of the texts (default: looked for by its name)")
     add("--text_pair_column", help="the column of the second texts, for pairs")
