@@ -104,7 +104,8 @@ class Results:
         self.lines.append(line)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        what = ", ".join(f"{name} {value:.3f}" for name, value in line["accuracies"].items())
+        shown = line["accuracies"] or {"best": line["best"], "wanted": line["wanted"]}
+        what = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
         print(
             f"{line['data']} {line['per_class'] or 'all'} seed {line['seed']}: {line['who']}, {line['budget']}: {what} "
             f"({line['epochs']} epochs, {line['seconds']:.0f} s)",
@@ -139,7 +140,8 @@ def measure(arguments: argparse.Namespace, results: Results, cell: dict) -> None
             "--seed",
             str(cell["seed"]),
         ]
-        options += [size, str(SIZES[cell["data"]]), *fractions(cell)]
+        # All are judged by accuracy: every sample counts the same, in training and in the choice.
+        options += [size, str(SIZES[cell["data"]]), "--class_weights", "none", *fractions(cell)]
         own = run(
             "auto", "its own", do="auto", folder=f"{directory}/auto", options=options, test=parts["test"]
         )
