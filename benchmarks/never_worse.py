@@ -323,6 +323,13 @@ def print_tables(results: Results) -> None:
                 f"{statistics.mean(less):>+14.3f}{half_width(less):>9.3f}{min(less):>+12.3f}"
                 + "".join(f"{value:>{width}.0f}" for value, width in zip(middle, (8, 9), strict=True))
             )
+        recalls = [line["recalls"] for _, line in sorted(own.items()) if "recalls" in line]
+        less = [each["auto"] - each["its head alone"] for each in recalls]
+        if less:
+            print(
+                f"mean recall of the classes, {len(less)} seeds: auto {statistics.mean(each['auto'] for each in recalls):.3f}, "
+                f"less its head alone {statistics.mean(less):+.3f} +- {half_width(less):.3f}, worst seed {min(less):+.3f}"
+            )
     print("\nauto less it, points, mean over the data sets and sizes above (in how many of them below)")
     for title, values in gaps.items():
         if title != "auto":

@@ -51,7 +51,10 @@ def work(job: dict) -> dict:
 
 
 def run_auto(*, folder: str, options: list[str], test: dict) -> dict:
-    """Run `headstart fit` with its plan `auto`; give test accuracies of what it kept, its head alone, and its fine-tuned model."""
+    """Run `headstart fit` with its plan `auto`; give test accuracies of what it kept, its head alone, and its fine-tuned model.
+
+    The mean recall of the classes beside them: validation samples are of all classes alike, those of the test need not be.
+    """
     from headstart import seed_everything
     from headstart.auto import HEAD, TUNED
     from headstart.cli import auto, curves, set_up
@@ -72,15 +75,16 @@ def run_auto(*, folder: str, options: list[str], test: dict) -> dict:
     )
     seconds = time.process_time() - begun
     transform = model.preprocessing.eval_transform() if model.kind == "images" else None
-    accuracies = {"auto": accuracy_of(model, test, transform)}
+    predicted = {"auto": predictions_of(model, test, transform)}
     validation = outcome.metrics["validation"]["acc"]
     for name in (HEAD, TUNED):
         outcome.candidates.keep(name)
-        accuracies[f"its {name}"] = accuracy_of(model, test, transform)
+        predicted[f"its {name}"] = predictions_of(model, test, transform)
     epochs = outcome.record.phases[-1].epochs if outcome.record.phases else 0
     kept = outcome.metrics["choice"]["chosen"]
     return {
-        "accuracies": accuracies,
+        "accuracies": {who: accuracy(*found) for who, found in predicted.items()},
+        "recalls": {who: mean_recall(*found) for who, found in predicted.items()},
         "seconds": seconds,
         "epochs": epochs,
         "kept": kept,
@@ -108,7 +112,11 @@ def run_rival(
         _, taken = timed(name, train, trial, epochs=2)
         epochs = max(1, round(2 * seconds / taken * len(trial) / len(dataset)))
     network, taken = timed(name, train, dataset, epochs=epochs)
-    return {"accuracies": {name: accuracy_of(network, test)}, "seconds": taken, "epochs": epochs}
+    return {
+        "accuracies": {name: accuracy(*predictions_of(network, test))},
+        "seconds": taken,
+        "epochs": epochs,
+    }
 
 
 def timed(name: str, data: dict, dataset: Dataset, *, epochs: int) -> tuple[nn.Module, float]:
@@ -195,7 +203,7 @@ def reach_from_scratch(*, train: dict, validation: dict, accuracy: float, second
         one_epoch(network.train(), loader, optimizer)
         taken += time.process_time() - begun
         epochs += 1
-        best = max(best, accuracy_of(network, validation))
+        best = max(best, accuracy(*predictions_of(network, validation)))
     return {"best": best, "wanted": accuracy, "seconds": taken, "epochs": epochs, "accuracies": {}}
 
 
@@ -226,17 +234,30 @@ def dataset_of(data: dict) -> Dataset:
 
 
 @torch.no_grad()
-def accuracy_of(network: nn.Module, data: dict, transform: Callable | None = None) -> float:
-    """The share of samples that a network gets right, in evaluation mode, with its own preprocessing if it has one."""
+def predictions_of(
+    network: nn.Module, data: dict, transform: Callable | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give predicted and true classes, (N,), in evaluation mode, with the network's own preprocessing if it has one."""
     network.eval()
     dataset = dataset_of(data)
     if transform is not None:
         dataset.transform = transform
-    right = total = 0
-    for inputs, targets in loader_of(dataset, data, shuffle=False):
-        right += int((network(inputs).argmax(dim=1) == targets).sum())
-        total += len(targets)
-    return right / total
+    loader = loader_of(dataset, data, shuffle=False)
+    predicted, targets = zip(
+        *((network(inputs).argmax(dim=1), targets) for inputs, targets in loader), strict=True
+    )
+    return torch.cat(predicted), torch.cat(targets)
+
+
+def accuracy(predicted: torch.Tensor, targets: torch.Tensor) -> float:
+    return (predicted == targets).double().mean().item()
+
+
+def mean_recall(predicted: torch.Tensor, targets: torch.Tensor) -> float:
+    """The share of samples that are right, of each class, and of those the mean: every class counts the same."""
+    return sum(accuracy(predicted[targets == each], each) for each in targets.unique()) / len(
+        targets.unique()
+    )
 
 
 def answer(job: str, file: str) -> None:
