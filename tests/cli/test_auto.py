@@ -18,7 +18,7 @@ from headstart.cli import fit, set_up
 from headstart.cli.inference import scores_of
 from headstart.cli.options import parse
 from headstart.data import write_shards
-from headstart.errors import MisconfigurationError
+from headstart.errors import DataError, MisconfigurationError
 from headstart.plan import Phase, Plan
 
 pytestmark = pytest.mark.slow
@@ -208,6 +208,26 @@ def test_forgetting_needs_data_of_the_same_kind(solar_cells, reviews, tmp_path):
     ):
         fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *SMALL, "--forgetting", str(reviews)])
     assert not (tmp_path / "run").exists()
+
+
+def test_forgetting_names_a_class_that_no_fold_could_judge(solar_cells, tmp_path):
+    for name, count in {"common": 6, "rare": 1}.items():
+        (tmp_path / "other" / "train" / name).mkdir(parents=True)
+        (tmp_path / "other" / "val" / name).mkdir(parents=True)
+        for photo in sorted((solar_cells / "functional").iterdir())[:count]:
+            (tmp_path / "other" / "train" / name / photo.name).symlink_to(photo)
+            (tmp_path / "other" / "val" / name / photo.name).symlink_to(photo)
+    other = ("--forgetting", str(tmp_path / "other"))
+    with pytest.raises(DataError, match="other: one training sample only of class 'rare'"):
+        fit.run([str(solar_cells), "--out", str(tmp_path / "run"), *SMALL, *other])
+    assert not (tmp_path / "run").exists()
+
+
+def test_to_ask_what_is_forgotten_changes_nothing_in_what_is_trained(solar_cells, tmp_path):
+    options = ("--image_size", "32", "--plan", "full", "--epochs", "1", "--report", "false")
+    for run, more in {"run": (), "asked": ("--forgetting", str(solar_cells))}.items():
+        assert fit.run([str(solar_cells), "--out", str(tmp_path / run), *options, *more]) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "asked")
 
 
 def test_time_ends_fine_tuning(solar_cells, tmp_path, capsys):

@@ -34,15 +34,17 @@ def look(model: Classifier, options: FitOptions) -> Look:
     """Fit a probe to what the backbone of a model makes of the other data, in folds of its training part.
 
     Args:
-        model: Its weights and modes stay as they are.
+        model: Its weights and modes stay as they are, and so does the random state: to ask changes nothing in what is trained.
         options: `forgetting` names the data, of the same kind as what is trained on.
 
     Raises:
-        DataError: If there is no such data.
+        DataError: If there is no such data, or a class has one training sample only.
         MisconfigurationError: If it is of the other kind.
     """
+    from headstart.cli.compare import check_counts
     from headstart.data.opening import open_data
     from headstart.errors import MisconfigurationError
+    from headstart.seed import isolated_random_state
 
     assert options.forgetting is not None
     data = open_data(
@@ -58,10 +60,12 @@ def look(model: Classifier, options: FitOptions) -> Look:
             f"--forgetting {options.forgetting} holds {data.kind}, and the backbone {model.backbone.name!r} takes {model.kind}. "
             "Give data of the same kind."
         )
-    data.prepare().set_preprocessing(model.preprocessing)
-    features, targets = auto.outputs_of(
-        model.backbone, data.plain_train_dataloader(), **device_settings(options)
-    )
+    check_counts(data.prepare())
+    data.set_preprocessing(model.preprocessing)
+    with isolated_random_state():
+        features, targets = auto.outputs_of(
+            model.backbone, data.plain_train_dataloader(), **device_settings(options)
+        )
     model.cpu()
     probe = fit_probe(features, targets, num_classes=len(data.class_names), seed=options.seed)
     return Look(probe, probe.is_right_out_of_fold(targets))
