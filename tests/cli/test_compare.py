@@ -15,7 +15,7 @@ from headstart.cli import compare
 from headstart.cli.main import main
 from headstart.cli.options import parse
 from headstart.data import ClassificationData, ImageFolderData
-from headstart.errors import DataError, MisconfigurationError
+from headstart.errors import DataError, MisconfigurationError, WriteError
 from headstart.probe import PathRow, Probe, fit_probe
 from headstart.scores import Estimate
 from headstart.tasks import ImageClassifier
@@ -237,6 +237,13 @@ def test_a_class_with_one_training_sample_is_refused_before_any_work(tmp_path):
 
 
 # ---- for programs
+
+
+@pytest.mark.slow
+def test_a_result_that_cannot_be_written_is_named(solar_cells, untrained, tmp_path):
+    arguments = ["--backbone", untrained, "--backbone", LITE0, *SMALL, "--json", str(tmp_path)]
+    with pytest.raises(WriteError, match=f"{tmp_path} was not written: Is a directory"):
+        compare.run([str(solar_cells), *arguments])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from PIL import Image
 from headstart.cli.options import FitOptions, Request
 from headstart.cli.run_folder import RunFolder, digests
 from headstart.data import ImageFolderData
-from headstart.errors import DataError, MisconfigurationError
+from headstart.errors import DataError, MisconfigurationError, WriteError
 
 
 @pytest.fixture
@@ -72,6 +72,14 @@ def test_a_file_is_no_folder(ask, tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(MisconfigurationError, match="is a file"):
         RunFolder(tmp_path / "run").check(ask())
+
+
+def test_a_folder_that_cannot_be_made_is_named(ask, photos, tmp_path):
+    (tmp_path / "file").touch()
+    folder = RunFolder(tmp_path / "file" / "run")
+    folder.check(ask())
+    with pytest.raises(WriteError, match=r"file/run was not written: Not a directory\. Check the folder"):
+        folder.begin(ask().options, ImageFolderData(photos))
 
 
 def test_beginning_anew_leaves_nothing_of_the_old_run(ask, photos, tmp_path):

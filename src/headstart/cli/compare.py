@@ -425,8 +425,11 @@ def _to_dict(
 
 
 def _write_json(where: str, found: dict[str, Any]) -> None:
+    from headstart.files import explained
+
     text = json.dumps(found, indent=2, ensure_ascii=False)
     if where == "-":
         print(text)
     else:
-        Path(where).write_text(text + "\n", encoding="utf-8")
+        with explained(Path(where)):
+            Path(where).write_text(text + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.cli.options import FitOptions, Request, write_options
 from headstart.errors import DataError, MisconfigurationError
+from headstart.files import explained
 
 if TYPE_CHECKING:
     from headstart.plan import Plan
@@ -112,12 +113,17 @@ class RunFolder:
                 )
 
     def begin(self, options: FitOptions, data: Any, plan: Plan | None = None) -> None:
-        """Make the folder, empty but for the options, the plan if it came from a file, and what was found in the data."""
+        """Make the folder, empty but for the options, the plan if it came from a file, and what was found in the data.
+
+        Raises:
+            WriteError: If it cannot be made there.
+        """
         if not self.is_ours:
             return
         if self.path.exists():
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        with explained(self.path):
+            self.path.mkdir(parents=True)
         write_options(options, self.path)
         if plan is not None and options.is_plan_a_file:
             plan.to_yaml(self.plan_file)
