@@ -61,6 +61,7 @@ def test_words_choose(words, chosen):
         ("haed", "Did you mean 'head'"),
         ("backbone.2.weight", "Did you mean 'backbone.2"),
         ("backbone.3.*", "Did you mean 'backbone.2.*'"),
+        ("backbone.2", "Did you mean 'backbone.2.*'"),
         ("block 3", "has 3 blocks: expected 'block 0' to 'block 2'."),
         (
             "last 4 blocks",

@@ -106,11 +106,10 @@ class Layout:
             )
         if word in WORDS:
             raise MisconfigurationError(f"{word!r} chooses no parameter: this network has none of them.")
-        if set(word) & set("*?["):
-            parts = [name.split(".") for name in self.names]
-            near = [".".join(each[:count]) + ".*" for each in parts for count in range(1, len(each))]
-        else:
-            near = [*WORDS, *self.names]
+        parts = [name.split(".") for name in self.names]
+        near = [".".join(each[:count]) + ".*" for each in parts for count in range(1, len(each))]
+        if not set(word) & set("*?["):
+            near += [*WORDS, *self.names]
         raise MisconfigurationError(
             f"{word!r} chooses no parameter.{did_you_mean(word, dict.fromkeys(near))} Expected one of "
             f"{', '.join(WORDS)} (this network has {counted(len(self.blocks), 'block')}), or a shell pattern over names such as "
