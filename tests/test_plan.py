@@ -180,6 +180,7 @@ PHASES = "phases: [{name: a, trains: all, epochs: 1}]"
         ("phases: 3", "phases are 3; expected a list"),
         ("- 3", r"holds \[3\]; expected names"),
         ("phases: [", "is no YAML"),
+        ("[" * 10_000, "is no YAML"),
         ("phases: !!python/object/apply:os.system [ls]", "is no YAML"),
     ],
 )
@@ -188,6 +189,23 @@ def test_a_file_that_is_no_plan_is_refused(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(MisconfigurationError, match=rf"plan\.yaml' ?.*{message}"):
         Plan.from_yaml(path)
+
+
+@pytest.mark.parametrize("word", ["!norms", "[all, !norms]", "*.bias"])
+def test_words_that_lack_their_quotes_are_answered_with_them(word, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"phases:\n- name: a\n  trains: {word}\n  epochs: 1\n")
+    with pytest.raises(MisconfigurationError, match='begin with ! or \\* stand in quotes there: "!norms"'):
+        Plan.from_yaml(path)
+
+
+def test_names_of_all_scripts_are_written_as_they_are(tmp_path):
+    plan = Plan(name="計画", phases=[Phase(name="Köpfe", trains="head", epochs=1)])
+    plan.to_yaml(tmp_path / "plan.yaml")
+    text = (tmp_path / "plan.yaml").read_text(encoding="utf-8")
+    assert "計画" in text
+    assert "Köpfe" in text
+    assert Plan.from_yaml(tmp_path / "plan.yaml") == plan
 
 
 def test_a_binary_file_is_refused(tmp_path):

@@ -386,7 +386,9 @@ class Plan:
         """Write the plan as a YAML file."""
         import yaml
 
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        Path(path).write_text(
+            yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Plan:
@@ -403,8 +405,11 @@ class Plan:
             raise MisconfigurationError(
                 f"The plan {str(path)!r} cannot be read: {error.strerror}."
             ) from error
-        except (yaml.YAMLError, ValueError) as error:  # the latter of bytes that are no text, of a 13th month
-            raise MisconfigurationError(f"The plan {str(path)!r} is no YAML: {error}") from error
+        # ValueError: of bytes that are no text, of a 13th month.
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise MisconfigurationError(
+                f'The plan {str(path)!r} is no YAML: {error}\nWords that begin with ! or * stand in quotes there: "!norms".'
+            ) from error
         if not isinstance(values, dict):
             raise MisconfigurationError(
                 f"The plan {str(path)!r} holds {values!r:.100}; expected names with values."
