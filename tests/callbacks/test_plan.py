@@ -153,13 +153,19 @@ def test_what_somebody_else_thaws_is_frozen_again():
         def on_validation_start(self, trainer, pl_module) -> None:
             pl_module.backbone.requires_grad_(True)
 
+    class Thawing(Net):
+        def on_train_epoch_start(self) -> None:
+            self.backbone[1].requires_grad_(True)
+
     class Last(Callback):
         def on_train_epoch_end(self, trainer, pl_module) -> None:
             seen.append([name for name, each in pl_module.named_parameters() if each.requires_grad])
 
     seen: list[list[str]] = []
-    fit(named_plan("linear_probe", epochs=2), None, Meddle(), Last())
+    module, before = Thawing(), Net().backbone.state_dict()
+    fit(named_plan("linear_probe", epochs=2), module, Meddle(), Last())
     assert seen == [HEAD, HEAD]
+    assert all(torch.equal(value, before[name]) for name, value in module.backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("norms", ["train", "frozen", "adapt"])

@@ -181,7 +181,10 @@ class PlanRunner(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the rates of this step, where the phase has a schedule."""
+        """Set the rates of this step, where the phase has a schedule; freeze again what others thawed as the epoch began."""
+        if batch_idx == 0:
+            self._apply(pl_module)
+            trainer.observe_trainable_set()
         phase = self.plan.phases[self.phase]
         if phase.has_schedule:
             step = trainer.global_step - self._now["step"]
