@@ -228,6 +228,8 @@ def test_a_plan_that_is_none_is_refused_before_the_data_is_read(content, message
         ("phases:\n- {name: a, trains: [head, heda], epochs: 1}\n", "'heda' chooses no parameter. Did you mean 'head'"),
         (OWN_PLAN + "backbone: bakbone\n", "has no part 'bakbone'. Did you mean 'backbone'"),
         (OWN_PLAN + "lora: {targets: [conv_no]}\n", "The adapters do not fit"),
+        (OWN_PLAN + "monitor: val_accuracy\n", "monitor is 'val_accuracy'; .* Did you mean 'val_acc'"),
+        (OWN_PLAN + "monitor: val_acc\n", "mode is 'min', with which the worst val_acc would be kept. Write mode: max"),
     ],
 )  # fmt: skip
 def test_a_plan_that_does_not_fit_the_model_leaves_no_run(content, message, solar_cells, tmp_path):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Macro-F1, as the result is judged by it too; the loss may grow from overconfidence while predictions get better.
 MONITOR: str = "val_f1"
+# What a `Classifier` logs by the end of a validation, so that a plan may watch it, and which way is better.
+_LOGGED = {"train_loss": "min", "val_loss": "min", "val_acc": "max", "val_f1": "max"}
 
 # Of an optimizer whose plan says the rates.
 _LR = 1e-3
@@ -105,13 +107,25 @@ def check_plan(plan: Plan, model: Classifier) -> None:
     """Refuse now, before any work, a plan that cannot be followed; the model stays as it is.
 
     Raises:
-        MisconfigurationError: If a word of it chooses nothing in the model, or no layer takes its adapters.
+        MisconfigurationError: If a word of it chooses nothing in the model, no layer takes its adapters, or it watches what the
+            model does not log, or the wrong way round.
         MissingDependencyError: If it has adapters, and peft is not installed.
     """
     from headstart.adapters import put_adapters_in
+    from headstart.errors import MisconfigurationError, did_you_mean
     from headstart.groups import layout_of
     from headstart.seed import isolated_random_state
 
+    if plan.monitor is not None and plan.monitor not in _LOGGED:
+        raise MisconfigurationError(
+            f"Plan {plan.name!r}: monitor is {plan.monitor!r}; expected one of {', '.join(_LOGGED)}."
+            f"{did_you_mean(plan.monitor, _LOGGED)}"
+        )
+    if plan.monitor is not None and plan.mode != _LOGGED[plan.monitor]:
+        raise MisconfigurationError(
+            f"Plan {plan.name!r}: mode is {plan.mode!r}, with which the worst {plan.monitor} would be kept. Write mode: "
+            f"{_LOGGED[plan.monitor]}."
+        )
     layout = layout_of(model, backbone=plan.backbone)
     if plan.lora is not None:  # its words may be for the adapters
         model = _without_weights(model)
