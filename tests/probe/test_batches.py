@@ -58,6 +58,7 @@ def test_validation_batches_choose_the_strength():
 @pytest.mark.parametrize(
     ("batches", "changes", "message"),
     [
+        ([(FEATURES, TARGETS)], {}, "batches of type list; expected a function that gives all batches anew"),
         (list, {}, "hold no sample"),
         (lambda: [(FEATURES, TARGETS)], {"strengths": [1.0, 2.0]}, "2 strengths and no validation batches"),
         (lambda: [(FEATURES[:, :2], TARGETS)], {}, "A batch has 2 features; expected num_features=3"),

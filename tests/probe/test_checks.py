@@ -16,6 +16,12 @@ FEATURES, TARGETS = new_data(20, 3, 2)
         ({"features": FEATURES[0]}, r"features: received a float32 tensor \(3,\); expected .* \(N, D\)"),
         ({"features": FEATURES.long()}, r"features: received a int64 tensor"),
         ({"features": FEATURES.index_fill(0, torch.tensor([4]), float("nan"))}, "1 of 20 rows .* row 4"),
+        (
+            {"features": FEATURES.numpy()},
+            r"features: received a ndarray; expected a tensor: torch.as_tensor\(features\)",
+        ),
+        ({"targets": TARGETS.tolist()}, "targets: received a list; expected a tensor"),
+        ({"sample_weights": [1.0] * 20}, "sample_weights: received a list; expected a tensor"),
         ({"targets": TARGETS[:5]}, r"targets: received a int64 tensor \(5,\); expected integers \(20,\)"),
         ({"targets": TARGETS.float()}, "targets: received a float32 tensor"),
         ({"targets": TARGETS - 1}, "class indices from -1 to 0; expected 0 to 0"),
@@ -42,6 +48,7 @@ def test_what_cannot_be_fitted_is_refused_with_a_reason(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"targets": [1.0] * 20}, "targets: received a list; expected a tensor"),
         ({"targets": TARGETS}, "expected floating-point values .* For classes use fit_probe"),
         ({"targets": torch.full((20,), torch.nan)}, "targets: 20 of 20 rows"),
         ({"sample_weights": torch.zeros(20)}, "Received 0 sample of weight above 0"),

@@ -121,6 +121,11 @@ class _Stream:
                 f"Received num_features={num_features} and num_classes={num_classes}; expected 1 or more features and "
                 "2 or more classes."
             )
+        if not callable(batches):
+            raise MisconfigurationError(
+                f"Received batches of type {type(batches).__name__}; expected a function that gives all batches anew at every "
+                "call: stored_features(network, loader, reuse=...), or lambda: batches for a list of them."
+            )
         self.batches = batches
         self.num_classes = num_classes
         self.totals = torch.zeros(num_classes, dtype=torch.float64)

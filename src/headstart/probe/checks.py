@@ -13,8 +13,17 @@ from headstart.errors import MisconfigurationError
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
+def _check_tensor(name: str, value: object) -> None:
+    """Refuse an array or a list."""
+    if not isinstance(value, Tensor):
+        raise MisconfigurationError(
+            f"{name}: received a {type(value).__name__}; expected a tensor: torch.as_tensor({name})."
+        )
+
+
 def check_features(features: Tensor) -> None:
     """Refuse what is not finite values (N, D)."""
+    _check_tensor("features", features)
     if features.ndim != 2 or not features.is_floating_point() or 0 in features.shape:
         raise MisconfigurationError(
             f"features: received {shape_of(features)}; expected floating-point values (N, D), a row per sample. Flatten "
@@ -35,6 +44,7 @@ def _refuse_non_finite(name: str, values: Tensor) -> None:
 
 def check_targets(targets: Tensor, num_samples: int, num_classes: int | None) -> int:
     """Give the number of classes."""
+    _check_tensor("targets", targets)
     if targets.shape != (num_samples,) or targets.dtype not in _INTEGERS:
         raise MisconfigurationError(
             f"targets: received {shape_of(targets)}; expected integers ({num_samples},), a class index for each row of "
@@ -79,6 +89,7 @@ def check_sample_weights(weights: Tensor | None, num_samples: int) -> Tensor:
     """Give them in float64, ones where there are none."""
     if weights is None:
         return torch.ones(num_samples, dtype=torch.float64)
+    _check_tensor("sample_weights", weights)
     if weights.shape != (num_samples,):
         raise MisconfigurationError(
             f"sample_weights: received {shape_of(weights)}; expected ({num_samples},), one for each row of the features."
@@ -101,6 +112,7 @@ def check_folds(num_folds: int, num_samples: int) -> int:
 
 def check_regression_targets(targets: Tensor, num_samples: int) -> None:
     """Refuse what is not finite values (N,) or (N, K)."""
+    _check_tensor("targets", targets)
     if targets.ndim not in {1, 2} or len(targets) != num_samples or not targets.is_floating_point():
         raise MisconfigurationError(
             f"targets: received {shape_of(targets)}; expected floating-point values ({num_samples},) or ({num_samples}, K), "

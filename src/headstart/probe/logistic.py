@@ -78,7 +78,8 @@ def fit_probe(
         num_folds: Parts of the cross-validation.
         sample_weights: (N,), 0 or more; a sample of weight 2 counts as two, in mean and deviation, too. None: all 1.
         class_weights: (C,); or "balanced", which makes the classes weigh the same in all; None: all 1.
-        standardize: Penalise the weights of features with mean 0 and deviation 1 (constant features get weight 0).
+        standardize: Penalise the weights of features with mean 0 and deviation 1. Constant features get weight 0, and so do
+            those whose deviation is below 1e-5 of the largest one: dead units of a network. Scale features of other units first.
         seed: Of the folds. Nothing else is random.
         tolerance: How far above its minimum the objective may end, as a share of it. It is held against an estimate that
             may be a few hundred times too small where the penalty is weak, hence the small default.

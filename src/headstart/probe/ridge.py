@@ -47,7 +47,8 @@ def fit_ridge(
         strengths: Values of `alpha`: the larger, the stronger the penalty.
         num_folds: Parts of the cross-validation, reduced to the number of samples.
         sample_weights: (N,), 0 or more. None: all 1.
-        standardize: Penalise the weights of features with mean 0 and deviation 1 (constant features get weight 0).
+        standardize: Penalise the weights of features with mean 0 and deviation 1. Constant features get weight 0, and so do
+            those whose deviation is below 1e-5 of the largest one: dead units of a network. Scale features of other units first.
         seed: Of the folds.
 
     Returns:
