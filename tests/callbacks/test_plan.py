@@ -168,6 +168,21 @@ def test_what_somebody_else_thaws_is_frozen_again():
     assert all(torch.equal(value, before[name]) for name, value in module.backbone.state_dict().items())
 
 
+def test_a_phase_begins_with_the_rates_of_what_trains_in_it(capsys):
+    plan = named_plan("gradual", num_blocks=1, lr=0.1, layer_decay=0.5)
+    fit(plan)
+    printed = capsys.readouterr().err
+    assert "Phase 'last 1 block' begins: learning rates 0.05, 0.1.\n" in printed
+    assert "Phase 'all' begins: learning rates 0.0125, 0.025, 0.05, 0.1.\n" in printed
+
+
+def test_the_figures_of_a_block_that_is_not_found_yet_are_said_to_be_of_another(capsys):
+    fit(named_plan("surgical", head_epochs=1, epochs=1))
+    assert "the figures are for the first one" in capsys.readouterr().err
+    fit(Plan(phases=[Phase(name="a", trains="best block", epochs=1)]))
+    assert "the figures are for the first one" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("norms", ["train", "frozen", "adapt"])
 def test_the_norms_do_what_their_policy_says(norms):
     module = Net()

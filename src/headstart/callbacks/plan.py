@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from headstart.module import LightningModule
     from headstart.trainer import Trainer
 
+#: Said below a plan's table whose figures are not of the block that will be found.
+BLOCK_IS_TO_BE_FOUND = "Which block is best is found in the run; the figures are for the first one."
 # Batches from which the block that asks for training most is found.
 _NUM_BATCHES = 8
 
@@ -159,6 +161,8 @@ class PlanRunner(Callback):
         if self.say_table and not self._cost_is_said:
             self._cost_is_said = True
             trainer.say(table_of(self.plan, list(self._costs(trainer, pl_module))))
+            if self._best_block is None and any(phase.needs_best_block for phase in self.plan.phases):
+                trainer.say(BLOCK_IS_TO_BE_FOUND)
         self._apply(pl_module)
         if self._has_ended and self._is_last:  # of a run that was cut after its last phase
             trainer.should_stop = True
@@ -301,7 +305,12 @@ class PlanRunner(Callback):
         self._rule = self._new_rule()
         self._set_rates(trainer)
         if index:
-            rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(self._rates))
+            trains = set(self._state(index).trainable)
+            groups = zip(
+                self._rates, group_names(trainer.optimizers[0], trainer.lightning_module), strict=True
+            )
+            found = dict.fromkeys(rate for rate, names in groups if trains.intersection(names))
+            rates = ", ".join(f"{rate:.3g}" for rate in found)
             block = f" (block {self._best_block})" if phase.needs_best_block else ""
             trainer.say(f"Phase {phase.name!r} begins{block}: learning rates {rates}.")
 
