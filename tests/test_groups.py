@@ -107,6 +107,25 @@ def test_a_head_that_is_not_there_is_answered_with_the_backbone_that_leaves_one(
         lone.choose("last block")
 
 
+def test_a_backbone_that_has_two_names_is_no_head():
+    net = nn.Module()
+    net.model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), nn.Linear(2, 1))
+    net.backbone = net.model[0]
+    layout = layout_of(net)
+    assert layout.head == ("model.1.weight", "model.1.bias")
+    assert layout == layout_of(net, backbone="model.0")
+
+
+def test_a_weight_that_head_and_backbone_share_is_the_backbone_s():
+    net = nn.Module()
+    net.head = nn.Linear(2, 2)
+    net.backbone = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net.backbone[0].weight = net.head.weight
+    layout = layout_of(net)
+    assert layout.head == ("head.bias",)
+    assert layout.blocks[0] == ("head.weight", "backbone.0.bias")
+
+
 def test_a_part_that_is_not_there_is_an_error_with_those_that_are():
     with pytest.raises(MisconfigurationError, match=r"no part 'backbon'. Did you mean 'backbone'"):
         layout_of(toy(), backbone="backbon")

@@ -172,11 +172,13 @@ def layout_of(module: nn.Module, *, backbone: str = "backbone") -> Layout:
             f"{type(module).__name__} has no part {backbone!r}.{did_you_mean(backbone, parts)} Its parts are "
             f"{', '.join(parts) or 'none'}: say which of them was pretrained with backbone=..., or backbone='' for all."
         ) from None
-    prefix = f"{backbone}." if backbone else ""
-    blocks = [tuple(prefix + name for name in block) for block in _blocks_of(part)]
+    parameters = dict(part.named_parameters())
+    # By what they are: the part may have another name in the module, too, or share weights with the rest of it.
+    own = {parameter: name for name, parameter in module.named_parameters()}
+    blocks = [tuple(own[parameters[name]] for name in block) for block in _blocks_of(part)]
     if not blocks:
         raise MisconfigurationError(f"{type(module).__name__}.{backbone} has no parameters.")
-    names = [name for name, _ in module.named_parameters()]
+    names = list(own.values())
     if backbone:
         known = {name for block in blocks for name in block}
         head = tuple(name for name in names if name not in known)
