@@ -318,6 +318,12 @@ def test_a_phase_ends_when_its_value_stops_improving():
     ]
 
 
+def test_a_phase_that_stops_improving_within_an_epoch_says_once_that_it_ends_with_it(capsys):
+    plan = Plan(phases=[Phase(name="all", trains="all", patience=1)], monitor="val")
+    assert fit(plan, Net([1.0]), val_check_interval=1 / NUM_BATCHES).current_epoch == 1
+    assert capsys.readouterr().err.count("Phase 'all' ends with this epoch: val: no improvement") == 1
+
+
 def test_the_trainer_may_end_before_the_plan():
     assert fit(two_phases(), max_epochs=1).current_epoch == 1
 

@@ -428,8 +428,8 @@ class PlanRunner(Callback):
                 name: each.detach().clone() for name, each in [*parameters, *module.named_buffers()]
             }
         reason = self._rule.reason_to_stop(value)
-        if reason is not None:
-            trainer.say(f"Phase {self._now['name']!r} ends: {monitor}: {reason}.")
+        if reason is not None and not self._has_ended:
+            trainer.say(f"Phase {self._now['name']!r} ends with this epoch: {monitor}: {reason}.")
             self._is_over = True
 
     @torch.no_grad()
