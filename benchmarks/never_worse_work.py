@@ -55,6 +55,8 @@ def run_auto(*, folder: str, options: list[str], test: dict) -> dict:
 
     The mean recall of the classes beside them: validation samples are of all classes alike, those of the test need not be.
     """
+    from sklearn.metrics import balanced_accuracy_score
+
     from headstart import seed_everything
     from headstart.auto import HEAD, TUNED
     from headstart.cli import auto, curves, set_up
@@ -83,8 +85,10 @@ def run_auto(*, folder: str, options: list[str], test: dict) -> dict:
     epochs = outcome.record.phases[-1].epochs if outcome.record.phases else 0
     kept = outcome.metrics["choice"]["chosen"]
     return {
-        "accuracies": {who: accuracy(*found) for who, found in predicted.items()},
-        "recalls": {who: mean_recall(*found) for who, found in predicted.items()},
+        "accuracies": {who: share_right(*found) for who, found in predicted.items()},
+        "recalls": {
+            who: float(balanced_accuracy_score(targets, found)) for who, (found, targets) in predicted.items()
+        },
         "seconds": seconds,
         "epochs": epochs,
         "kept": kept,
@@ -113,7 +117,7 @@ def run_rival(
         epochs = max(1, round(2 * seconds / taken * len(trial) / len(dataset)))
     network, taken = timed(name, train, dataset, epochs=epochs)
     return {
-        "accuracies": {name: accuracy(*predictions_of(network, test))},
+        "accuracies": {name: share_right(*predictions_of(network, test))},
         "seconds": taken,
         "epochs": epochs,
     }
@@ -203,7 +207,7 @@ def reach_from_scratch(*, train: dict, validation: dict, accuracy: float, second
         one_epoch(network.train(), loader, optimizer)
         taken += time.process_time() - begun
         epochs += 1
-        best = max(best, accuracy(*predictions_of(network, validation)))
+        best = max(best, share_right(*predictions_of(network, validation)))
     return {"best": best, "wanted": accuracy, "seconds": taken, "epochs": epochs, "accuracies": {}}
 
 
@@ -249,15 +253,8 @@ def predictions_of(
     return torch.cat(predicted), torch.cat(targets)
 
 
-def accuracy(predicted: torch.Tensor, targets: torch.Tensor) -> float:
+def share_right(predicted: torch.Tensor, targets: torch.Tensor) -> float:
     return (predicted == targets).double().mean().item()
-
-
-def mean_recall(predicted: torch.Tensor, targets: torch.Tensor) -> float:
-    """The share of samples that are right, of each class, and of those the mean: every class counts the same."""
-    return sum(accuracy(predicted[targets == each], each) for each in targets.unique()) / len(
-        targets.unique()
-    )
 
 
 def answer(job: str, file: str) -> None:
