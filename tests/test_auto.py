@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from headstart import LightningModule, Trainer
+from headstart import Callback, LightningModule, Trainer
 from headstart.auto import (
     BLENDS,
     Candidates,
@@ -203,6 +203,7 @@ FLAT = [0.7, 0.69, 0.7, 0.68, 0.7, 0.69, 0.7, 0.69]
         ([0.9] * 8, FALLING, 8, ""),  # the loss goes on falling
         ([0.86 + epoch / 100 for epoch in range(8)], [1.0] * 8, 8, ""),  # the value goes on rising
         ([0.9] * 8, [0.5, 0.4, *[0.4] * 6], 7, "neither val_f1 nor val_loss has been better since validation 2"),
+        ([0.9] * 8, [0.5, 0.45, *[0.4] * 6], 8, ""),  # would have ended with the last epoch, and does so anyway
         ([0.9] * 8, [0.5, math.nan, *[0.5] * 6], 2, "it diverged, val_loss is nan"),
     ],
 )  # fmt: skip
@@ -222,6 +223,23 @@ def test_fine_tuning_ends_where_it_is_not_worth_its_time(values, losses, epochs,
     again.load_state_dict(stop.state_dict())
     assert again.state_dict().keys() == {"history", "losses", "reason"}
     assert (again.history, again.reason) == (stop.history, stop.reason)
+
+
+def test_fine_tuning_that_ends_anyway_is_not_ended_early(capsys):
+    class Clock(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == 2
+
+    stop = StopEarly("val_f1", 0.85)
+    trainer = Trainer(
+        max_epochs=8, callbacks=[Clock(), stop], accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    loader = DataLoader(data(), batch_size=8)
+    trainer.fit(Scripted([0.9] * 8, [0.5, 0.5, math.nan, *[0.5] * 5]), loader, loader)
+    assert trainer.current_epoch == 3
+    assert len(stop.history) == 3
+    assert (stop.reason, "diverged" in capsys.readouterr().err) == ("", False)
 
 
 class Counted(Scripted):

@@ -100,17 +100,22 @@ def outputs_of(
 # ---- the head
 
 
-def fit_head(model: Classifier, features: Tensor, targets: Tensor, *, seed: int = 0) -> Probe:
-    """Give the head of a model the weights that are best for these features; see `fit_probe`.
+def probe_for(model: Classifier, features: Tensor, targets: Tensor, *, seed: int = 0) -> Probe:
+    """Give the head that is best for these features, with the model's classes and class weights; see `fit_probe`.
 
     Args:
-        model: Its class weights count.
+        model: Stays as it is.
         features: Of its backbone, (N, width).
         targets: Class indices (N,).
         seed: Of the folds.
     """
     weights = None if model.class_weights is None else model.class_weights.cpu()
-    probe = fit_probe(features, targets, num_classes=len(model.class_names), class_weights=weights, seed=seed)
+    return fit_probe(features, targets, num_classes=len(model.class_names), class_weights=weights, seed=seed)
+
+
+def fit_head(model: Classifier, features: Tensor, targets: Tensor, *, seed: int = 0) -> Probe:
+    """Give the head of a model the weights that `probe_for` finds."""
+    probe = probe_for(model, features, targets, seed=seed)
     model.head.load_state_dict(probe.linear().state_dict())
     return probe
 
@@ -248,6 +253,9 @@ class StopEarly(Callback):
             return
         self.history.append(float(trainer.callback_metrics[self.monitor]))
         self.losses.append(float(trainer.callback_metrics[self.loss]))
+        is_last = trainer.progress.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.should_stop or is_last:
+            return  # it ends here anyway: its time is up, say
         self.reason = self._reason()
         if self.reason:
             trainer.should_stop = True

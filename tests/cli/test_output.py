@@ -19,7 +19,7 @@ from headstart.cli.output import (
     phase_facts,
     show,
 )
-from headstart.cli.phases import Phase
+from headstart.cli.phases import TrainedPhase
 from headstart.probe import fit_probe
 from headstart.scores import score
 
@@ -100,8 +100,8 @@ def test_facts_are_folded_and_not_cut(capsys, monkeypatch):
 
 def test_phases_say_epochs_parameters_and_time():
     phases = [
-        Phase("frozen", "the head alone", 2562, epochs=3, seconds=61.0),
-        Phase("unfrozen", "backbone and head", 3_000_000, epochs=1, seconds=4.25),
+        TrainedPhase("frozen", "the head alone", 2562, epochs=3, seconds=61.0),
+        TrainedPhase("unfrozen", "backbone and head", 3_000_000, epochs=1, seconds=4.25),
     ]
     assert phase_facts(phases, best_epoch=3) == [
         ("frozen phase", "epochs 0 to 2: the head alone, 2,562 parameters train; 1 min 1 s"),
@@ -113,7 +113,9 @@ def test_phases_say_epochs_parameters_and_time():
 
 
 def test_a_phase_that_was_cut_short_has_no_whole_epoch():
-    assert "no whole epoch" in phase_facts([Phase("frozen", "the head alone", 10)], best_epoch=None)[0][1]
+    assert (
+        "no whole epoch" in phase_facts([TrainedPhase("frozen", "the head alone", 10)], best_epoch=None)[0][1]
+    )
 
 
 def test_commands_can_be_pasted():

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from headstart.module import LightningModule
     from headstart.trainer import Trainer
 
-#: Said below a plan's table whose figures are not of the block that will be found.
-BLOCK_IS_TO_BE_FOUND = "Which block is best is found in the run; the figures are for the first one."
 # Batches from which the block that asks for training most is found.
 _NUM_BATCHES = 8
 
@@ -62,9 +60,8 @@ class PlanRunner(Callback):
         super().__init__()
         self.plan = plan
         self.say_table = say_table
-        self.adapters: dict[
-            str, Tensor
-        ] = {}  # weights by name, when they have been added to the network's own
+        # Weights by name, when they have been added to the network's own.
+        self.adapters: dict[str, Tensor] = {}
         self._layout: Layout | None = None
         self._begin_anew()
 
@@ -75,14 +72,13 @@ class PlanRunner(Callback):
         self._best_block: int | None = None
         self._best_weights: dict[str, Tensor] = {}
         self._anchors: dict[str, Tensor] = {}
-        self._configured: list[
-            tuple[float, float]
-        ] = []  # rate and weight decay of each group, as it was made
-        self._rates: list[float] = []  # of each group at the phase's start
-        self._ratios: list[float] = []  # of each group's rate, had no phase set one, to the one that it has
-        self._pinned: list[
-            tuple[nn.Module, freezing.Mode | None]
-        ] = []  # norms, by this plan; how they were before
+        # Of each group: rate and weight decay as it was made; its rate at the phase's start; the ratio of the rate that it
+        # would have, had no phase set one, to the one that it has.
+        self._configured: list[tuple[float, float]] = []
+        self._rates: list[float] = []
+        self._ratios: list[float] = []
+        # Norms that this plan has pinned, and how they were before.
+        self._pinned: list[tuple[nn.Module, freezing.Mode | None]] = []
         self._rule = self._new_rule()
         self._cost_is_said = False
         self._seconds_before = 0.0  # of the phase, in the runs that this one goes on from
@@ -110,9 +106,8 @@ class PlanRunner(Callback):
                 )
             put_adapters_in(pl_module.get_submodule(self.plan.backbone), self.plan)
         self._layout = layout_of(pl_module, backbone=self.plan.backbone)
-        states = [
-            self._state(index) for index in range(len(self.plan.phases))
-        ]  # every word chooses something
+        # Every word chooses something, in the phases to come, too.
+        states = [self._state(index) for index in range(len(self.plan.phases))]
         freezing.set_trainable(pl_module, {name for state in states for name in state.trainable})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -160,9 +155,8 @@ class PlanRunner(Callback):
             trainer.say(f"Phase {self._now['name']!r}: the best block is block {self._best_block}.")
         if self.say_table and not self._cost_is_said:
             self._cost_is_said = True
-            trainer.say(table_of(self.plan, list(self._costs(trainer, pl_module))))
-            if self._best_block is None and any(phase.needs_best_block for phase in self.plan.phases):
-                trainer.say(BLOCK_IS_TO_BE_FOUND)
+            costs = list(self._costs(trainer, pl_module))
+            trainer.say(table_of(self.plan, costs, best_block=self._best_block))
         self._apply(pl_module)
         if self._has_ended and self._is_last:  # of a run that was cut after its last phase
             trainer.should_stop = True
@@ -178,7 +172,7 @@ class PlanRunner(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase, if this one is over."""
-        if self._has_ended or self._has_run_out(trainer):
+        if self._has_ended:
             self._go_on(trainer, pl_module)
         self._apply(pl_module)
 
@@ -271,12 +265,6 @@ class PlanRunner(Callback):
     @property
     def _has_ended(self) -> bool:
         return self._is_over or self._is_late
-
-    def _has_run_out(self, trainer: Trainer) -> bool:
-        phase = self.plan.phases[self.phase]
-        return (phase.epochs is not None and trainer.current_epoch - self._now["epoch"] >= phase.epochs) or (
-            phase.steps is not None and trainer.global_step - self._now["step"] >= phase.steps
-        )
 
     def _go_on(self, trainer: Trainer, module: LightningModule) -> None:
         """Go from a phase's end to the next one's start."""
@@ -389,8 +377,11 @@ class PlanRunner(Callback):
 
     def _apply(self, module: LightningModule) -> None:
         """Let train what the plan says; whoever changed it in between is overruled."""
-        freezing.set_trainable(module, self._state(self.phase).trainable)
-        norms = self.plan.phases[self.phase].norms
+        self._apply_phase(module, self.phase)
+
+    def _apply_phase(self, module: LightningModule, index: int) -> None:
+        freezing.set_trainable(module, self._state(index).trainable)
+        norms = self.plan.phases[index].norms
         if norms == "train":
             self._unpin()
         elif not self._pinned:
@@ -508,16 +499,13 @@ class PlanRunner(Callback):
     def _costs(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[int, int | None]]:
         """Give for each phase how many parameters train, and the FLOPs of a step."""
         batch = next(iter(list(self._some_batches(trainer, 1))), None)
-        before = self.phase
         seen: dict[tuple[tuple[str, ...], Norms], int | None] = {}
         for index, phase in enumerate(self.plan.phases):
-            self.phase = index
-            self._apply(module)
+            self._apply_phase(module, index)
             trains = tuple(freezing.trainable_names(module))
             if (trains, phase.norms) not in seen:
                 seen[trains, phase.norms] = trainer.audit(batch=batch).flops
             yield sum(module.get_parameter(name).numel() for name in trains), seen[trains, phase.norms]
-        self.phase = before
         self._apply(module)
 
     # ---- state
@@ -625,12 +613,13 @@ def _floor_of(scheduler: Any) -> float:
     return max([float(getattr(scheduler, "eta_min", 0.0)), *map(_floor_of, inner)])
 
 
-def table_of(plan: Plan, costs: list[tuple[int, int | None]]) -> str:
+def table_of(plan: Plan, costs: list[tuple[int, int | None]], *, best_block: int | None = None) -> str:
     """Give a plan as a table.
 
     Args:
         plan: The plan.
         costs: For each phase the number of parameters that train, and the FLOPs of a step, `None` where unknown.
+        best_block: The one that the run has found, where a phase trains it; `None` where that is to come.
 
     Example:
         >>> from headstart.plans import linear_probe
@@ -654,4 +643,6 @@ def table_of(plan: Plan, costs: list[tuple[int, int | None]]) -> str:
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+    if best_block is None and any(phase.needs_best_block for phase in plan.phases):
+        lines.append("Which block is best is found in the run; the figures are for the first one.")
     return "\n".join([f"Plan {plan.name!r}:", *lines])

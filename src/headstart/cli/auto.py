@@ -224,6 +224,43 @@ def _choose(
     """Judge all candidates on the validation part, keep one, and calibrate it."""
     begun = monotonic()
     metric: Metric = "macro_f1" if options.class_weights == "balanced" else "accuracy"
+    candidates = _candidates(model, data, options, head=head, tuning=tuning, metric=metric)
+    choice = choose(candidates.found, head.targets, metric=metric, seed=options.seed)
+    optimism = expected_optimism(candidates.found, head.targets, metric=metric, seed=options.seed)
+    candidates.keep(choice.chosen)
+    predictions = candidates.predictions_of(choice.chosen)
+    calibration = auto.fold_in_temperature(model.head, predictions, head.targets)
+    print()
+    output.show(output.candidates_table(choice))
+    print(choice.reason)
+    facts = _facts(
+        head,
+        tuning,
+        choice,
+        calibration,
+        seconds=monotonic() - begun,
+        optimism=optimism if data.test_set is None else None,  # the scores of a test part are what they are
+    )
+    return Outcome(
+        record=tuning.record,
+        is_interrupted=False,
+        metrics=_metrics(head, choice, calibration, optimism=optimism),
+        facts=facts,
+        candidates=candidates,
+        findings=head.findings,
+    )
+
+
+def _candidates(
+    model: Classifier,
+    data: ClassificationData,
+    options: FitOptions,
+    *,
+    head: _Head,
+    tuning: _Tuning,
+    metric: Metric,
+) -> auto.Candidates:
+    """Give what may be kept, each judged on the validation part; say what fine-tuning lost."""
 
     def predict() -> Tensor:
         view = LiveView(title="choice: validation")
@@ -252,17 +289,14 @@ def _choose(
         print(
             f"Left out: {count} of fine-tuning, as what they predict is no finite number. A smaller --lr may help."
         )
-    choice = choose(candidates.found, head.targets, metric=metric, seed=options.seed)
-    optimism = expected_optimism(candidates.found, head.targets, metric=metric, seed=options.seed)
-    candidates.keep(choice.chosen)
-    predictions = candidates.predictions_of(choice.chosen)
-    calibration = auto.fold_in_temperature(model.head, predictions, head.targets)
-    print()
-    output.show(output.candidates_table(choice))
-    print(choice.reason)
+    return candidates
+
+
+def _metrics(head: _Head, choice: Choice, calibration: Calibration, *, optimism: float) -> dict[str, Any]:
+    """Give what the artefact says of the choice."""
     kept = next(each for each in choice.candidates if each.name == choice.chosen)
     accuracy = head.probe.accuracy
-    metrics = {
+    return {
         "best_epoch": None,
         "validation": {
             "acc": kept.accuracy.value,
@@ -277,22 +311,6 @@ def _choose(
         "choice": {**choice.to_dict(), "expected_optimism": optimism},
         "calibration": calibration.to_dict(),
     }
-    facts = _facts(
-        head,
-        tuning,
-        choice,
-        calibration,
-        seconds=monotonic() - begun,
-        optimism=optimism if data.test_set is None else None,  # the scores of a test part are what they are
-    )
-    return Outcome(
-        record=tuning.record,
-        is_interrupted=False,
-        metrics=metrics,
-        facts=facts,
-        candidates=candidates,
-        findings=head.findings,
-    )
 
 
 def _facts(

@@ -11,7 +11,6 @@ from torch import Tensor
 from headstart import auto, freezing
 from headstart.cli.arguments import device_settings
 from headstart.cli.inference import scores_from
-from headstart.probe import Probe, fit_probe
 from headstart.report.duplicates import Twins, near_duplicates
 from headstart.report.label_errors import suspected_label_errors
 from headstart.seed import isolated_random_state
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from headstart.cli.options import FitOptions
     from headstart.data import ClassificationData
     from headstart.deferred import Reuse
+    from headstart.probe import Probe
     from headstart.report.label_errors import Suspect
     from headstart.scores import Scores
     from headstart.tasks import Classifier
@@ -106,8 +106,4 @@ def look_at_data(
 ) -> DataFindings:
     """Give what the pretrained features say of the data; the model stays as it is."""
     parts = read_parts(model, data, options, reuse=reuse, known={})
-    weights = None if model.class_weights is None else model.class_weights.cpu()
-    features, targets = parts["train"]
-    num_classes = len(model.class_names)
-    probe = fit_probe(features, targets, num_classes=num_classes, class_weights=weights, seed=options.seed)
-    return judge_data(parts, probe)
+    return judge_data(parts, auto.probe_for(model, *parts["train"], seed=options.seed))

@@ -24,7 +24,7 @@ def inspect_plan(name: str, *, backbone: str | None) -> Inspected:
     from headstart import freezing
     from headstart.adapters import put_adapters_in
     from headstart.backbones import default_backbone
-    from headstart.callbacks.plan import BLOCK_IS_TO_BE_FOUND, table_of
+    from headstart.callbacks.plan import table_of
     from headstart.cli.inspected import Inspected, step_of
     from headstart.groups import is_norm, layout_of
     from headstart.plan import Plan
@@ -64,8 +64,6 @@ def inspect_plan(name: str, *, backbone: str | None) -> Inspected:
     found = Inspected()
     found.add_text(f"On {backbone}, {sum(each.numel() for each in model.parameters()):,} parameters:")
     found.add_text(table_of(plan, costs))
-    if any(phase.needs_best_block for phase in plan.phases):
-        found.add_text(BLOCK_IS_TO_BE_FOUND)
     found.values = {"plan": plan.name, "backbone": backbone, "phases": phases}
     return found
 

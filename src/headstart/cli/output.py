@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Column
 
     from headstart.choice import Choice
-    from headstart.cli.phases import Phase
+    from headstart.cli.phases import TrainedPhase
     from headstart.deferred import Report
 
 
@@ -170,7 +170,7 @@ def score_facts(scores: Scores) -> list[tuple[str, str]]:
     ]
 
 
-def phase_facts(phases: Sequence[Phase], *, best_epoch: int | None) -> list[tuple[str, str]]:
+def phase_facts(phases: Sequence[TrainedPhase], *, best_epoch: int | None) -> list[tuple[str, str]]:
     """Give a row for each phase: its epochs, what trained in it, and how long it took.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Phase:
+class TrainedPhase:
     """A part of a run in which the same parameters train.
 
     Attributes:
@@ -50,7 +50,7 @@ class PhaseRecord(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.phases: list[Phase] = []
+        self.phases: list[TrainedPhase] = []
         self.epochs: list[dict[str, Any]] = []
         self._since: float | None = None  # up to when the time is in `phases`
 
@@ -96,7 +96,7 @@ class PhaseRecord(Callback):
     def _begin(self, name: str, trains: str, trainer: Trainer, module: LightningModule) -> None:
         if not self.phases or self.phases[-1].name != name:
             trainable = sum(each.numel() for each in module.parameters() if each.requires_grad)
-            self.phases.append(Phase(name, trains, trainable, begins=trainer.global_step))
+            self.phases.append(TrainedPhase(name, trains, trainable, begins=trainer.global_step))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the epoch."""
@@ -127,7 +127,7 @@ class PhaseRecord(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.phases = [Phase(**each) for each in state_dict["phases"]]
+        self.phases = [TrainedPhase(**each) for each in state_dict["phases"]]
         self.epochs = [dict(each) for each in state_dict["epochs"]]
 
     def _settle(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -123,24 +123,21 @@ def fit_probe(
     roughly = Problems(scaled.float(), targets, problems.sample_weights, scales, num_classes)
     fit = partial(minimise, basis=Basis.of(scaled, problems.sample_weights[0]), memory=Memory())
     held_out = class_weight[fold_of + 1, targets] * sample  # (N,)
-    weights, rows = problems.start(), list[PathRow]()
-    best, best_weights = 0, weights
-    for strength in path:
+
+    def fit_roughly(strength: float, weights: Tensor) -> tuple[Tensor, PathRow]:
         everywhere = torch.full((num_folds + 1,), strength, dtype=torch.float64)
         weights = fit(
             roughly.evaluate, weights, strengths=everywhere, tolerance=max(tolerance, _PATH_TOLERANCE)
         )
         log_probabilities = roughly.log_probabilities_out_of_fold(weights, fold_of)  # (N, C)
-        rows.append(_path_row(strength, log_probabilities, targets, held_out))
-        if rows[-1].log_loss < rows[best].log_loss or len(rows) == 1:
-            best, best_weights = len(rows) - 1, weights
-        elif len(rows) - 1 - best == _PATIENCE or rows[-1].log_loss > _MUCH_WORSE * rows[best].log_loss:
-            break
+        return weights, _path_row(strength, log_probabilities, targets, held_out)
+
+    rows, best, weights = _walk(path, problems.start(), fit_roughly)
     # What is kept is fitted to the end.
     everywhere = torch.full((num_folds + 1,), path[best], dtype=torch.float64)
     tolerances = torch.full_like(everywhere, max(tolerance, _FOLD_TOLERANCE))
     tolerances[0] = tolerance
-    weights = fit(problems.evaluate, best_weights, strengths=everywhere, tolerance=tolerances)
+    weights = fit(problems.evaluate, weights, strengths=everywhere, tolerance=tolerances)
     log_probabilities = problems.log_probabilities_out_of_fold(weights, fold_of)
     rows[best] = _path_row(path[best], log_probabilities, targets, held_out)
     weight, bias = fold_back(weights[0], mean, deviation)
@@ -153,6 +150,31 @@ def fit_probe(
         out_of_fold=log_probabilities.exp(),
         num_folds=num_folds,
     )
+
+
+def _walk(
+    path: Sequence[float], start: Tensor, fit: Callable[[float, Tensor], tuple[Tensor, PathRow]]
+) -> tuple[list[PathRow], int, Tensor]:
+    """Fit at one strength after the other, each from the weights of the last, until the log loss has turned.
+
+    Args:
+        path: Strengths, the strongest penalty first.
+        start: Weights to begin with.
+        fit: Gives the weights at a strength, from those given, and what held-out samples say of them.
+
+    Returns:
+        A row for each strength that was tried, the index of the best, and its weights.
+    """
+    weights, rows = start, list[PathRow]()
+    best, best_weights = 0, start
+    for strength in path:
+        weights, row = fit(strength, weights)
+        rows.append(row)
+        if row.log_loss < rows[best].log_loss or len(rows) == 1:
+            best, best_weights = len(rows) - 1, weights
+        elif len(rows) - 1 - best == _PATIENCE or row.log_loss > _MUCH_WORSE * rows[best].log_loss:
+            break
+    return rows, best, best_weights
 
 
 def _class_weights(
