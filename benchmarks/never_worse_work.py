@@ -107,9 +107,8 @@ def run_rival(
     How many fit is found by a trial of two epochs of at most `TRIAL_SAMPLES`, which is not counted.
     """
     dataset = dataset_of(train)
-    timed(
-        name, train, Subset(dataset, range(min(64, len(dataset)))), epochs=2
-    )  # the first run imports and warms up
+    # The first run imports and warms up.
+    timed(name, train, Subset(dataset, range(min(64, len(dataset)))), epochs=2)
     if epochs is None:
         drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
         trial = Subset(dataset, drawn[:TRIAL_SAMPLES].tolist())

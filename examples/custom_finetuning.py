@@ -48,9 +48,8 @@ class ThawLayerByLayer(BaseFinetuning):
         self.freeze(pl_module.layers, train_bn=False)
 
     def finetune_function(self, pl_module, epoch, optimizer):
-        depth = (
-            len(pl_module.layers) - epoch
-        )  # epoch 0: the head alone; 1: the last layer; 2: the one below it
+        # Epoch 0: the head alone; 1: the last layer; 2: the one below it.
+        depth = len(pl_module.layers) - epoch
         if epoch > 0 and depth >= 0:
             head_lr = optimizer.param_groups[0]["lr"]
             self.unfreeze_and_add_param_group(pl_module.layers[depth], optimizer, lr=head_lr / 2**epoch)

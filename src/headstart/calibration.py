@@ -77,9 +77,8 @@ def calibrate(logits: Values, targets: Values, *, num_folds: int = 5, num_bins: 
         raise MisconfigurationError(f"num_folds is {num_folds}; expected 2 to 5.")
     scores, true = check_predictions(logits, targets)
     fold = np.empty(len(true), dtype=np.int64)
-    fold[np.argsort(true, kind="stable")] = (
-        np.arange(len(true)) % num_folds
-    )  # every class spread over all folds
+    # Every class spread over all folds.
+    fold[np.argsort(true, kind="stable")] = np.arange(len(true)) % num_folds
     scaled = scores.copy()
     for index in np.unique(fold) if len(true) > 1 else []:
         inside = fold == index
@@ -189,9 +188,8 @@ def expected_calibration_error(probabilities: Values, targets: Values, *, num_bi
     if num_bins < 1:
         raise MisconfigurationError(f"num_bins is {num_bins}; expected 1 or more.")
     shares, true = check_predictions(probabilities, targets)
-    if shares.min() < 0 or not np.allclose(
-        shares.sum(axis=1), 1, atol=1e-3
-    ):  # half precision sums to 1 +- 1e-3
+    # Half precision sums to 1 +- 1e-3.
+    if shares.min() < 0 or not np.allclose(shares.sum(axis=1), 1, atol=1e-3):
         raise MisconfigurationError(
             "The probabilities of a sample are to be 0 or more and to sum to 1, and some do not. "
             "Received logits? Pass torch.softmax(logits, dim=1)."

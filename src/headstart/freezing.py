@@ -447,9 +447,8 @@ def _count_flops(module: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
     from headstart.flops import flop_counter
 
     gradients = {parameter: parameter.grad for parameter in module.parameters()}
-    buffers = {
-        buffer: buffer.clone() for buffer in module.buffers()
-    }  # the running statistics that a step moves
+    # The running statistics that a step moves.
+    buffers = {buffer: buffer.clone() for buffer in module.buffers()}
     counter = flop_counter()
     with counter:
         output = _Step(module, step)()

@@ -194,9 +194,8 @@ def regroup(optimizer: Optimizer, names: ParamNames, module: nn.Module) -> None:
     ]
     optimizer.param_groups.clear()
     for index, group in enumerate(names):
-        found = [
-            parameters[name] if name else foreign[index, place] for place, name in enumerate(group)
-        ]  # a parameter that is not the module's stays where it was
+        # A parameter that is not the module's stays where it was.
+        found = [parameters[name] if name else foreign[index, place] for place, name in enumerate(group)]
         template = templates[index] if index < len(templates) else templates[0]
         # Not add_param_group: it refuses empty groups and would fill in defaults over the template.
         optimizer.param_groups.append({"params": found, **template})

@@ -251,9 +251,8 @@ class Trainer:
         )
         self._has_others_stop = False
         self._loaded_in_epoch = 0
-        self.state_before_validation: dict[
-            str, Any
-        ] = {}  # the random state, for a validation that is begun anew
+        # The random state, for a validation that is begun anew.
+        self.state_before_validation: dict[str, Any] = {}
 
         self.logbook = Logbook(self)
 
@@ -388,9 +387,8 @@ class Trainer:
         except BaseException as exception:
             self.interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
             self.state.status = "interrupted"
-            if self.boundary.is_running and isinstance(
-                exception, Exception
-            ):  # a signal says enough by itself
+            # A signal says enough by itself.
+            if self.boundary.is_running and isinstance(exception, Exception):
                 exception.add_note(f"{describe_failure(self)} {advice_for(self, exception)}".rstrip())
             self.boundary.put_back()
             self.hooks("on_exception", exception)
@@ -526,9 +524,8 @@ class Trainer:
                 self, self._memory, checkpoint or self._memory, source=self.ckpt_path or "The last fit"
             )
             for each in self.loggers if checkpoint is not None and self.is_global_zero else []:
-                each.resume_from(
-                    self.progress.logged_steps
-                )  # what was logged after the checkpoint is logged again
+                # What was logged after the checkpoint is logged again.
+                each.resume_from(self.progress.logged_steps)
         self.logbook.log_hyper_parameters()
         self.observe_trainable_set()
         if self._epochs_are_a_guess:
@@ -842,9 +839,8 @@ class Trainer:
         trainable = freezing.trainable_names(module)
         if trainable != self._trainable:
             self._trainable = trainable
-            self.strategy.wrap(
-                module
-            )  # a distributed wrapper averages the gradients of what trained when it was built
+            # A distributed wrapper averages the gradients of what trained when it was built.
+            self.strategy.wrap(module)
             self.training_step, self.training_step_arity = self.step_function("training_step")
             freezing.establish_modes(module)  # without a word: what thaws was in evaluation mode by the rule
         else:

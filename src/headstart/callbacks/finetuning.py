@@ -511,9 +511,8 @@ def _move_to_own_group(parameters: set[nn.Parameter], optimizer: Optimizer) -> N
         if mine and len(mine) < len(group["params"]):
             group["params"] = [parameter for parameter in group["params"] if parameter not in parameters]
             optimizer.add_param_group({**group, "params": mine})
-            if not all(
-                parameter.requires_grad for parameter in mine
-            ):  # batch norms that train alone may stand there
+            # Batch norms that train alone may stand there.
+            if not all(parameter.requires_grad for parameter in mine):
                 warnings.warn(
                     f"{len(mine)} parameters of the backbone stood in one group with others; they have a group of their "
                     "own now, at the backbone's rate. To choose it yourself, give the optimizer only what trains: "

@@ -52,9 +52,8 @@ class Interrupt(Callback):
                 raise KeyboardInterrupt
             self.is_requested = True
             try:
-                print(
-                    _MESSAGE, file=sys.stderr, flush=True
-                )  # through the progress bar, above which it appears
+                # Through the progress bar, above which it appears.
+                print(_MESSAGE, file=sys.stderr, flush=True)
             except RuntimeError:  # a print was what the signal interrupted
                 os.write(2, f"\n{_MESSAGE}\n".encode())
 

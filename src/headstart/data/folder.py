@@ -213,9 +213,8 @@ def _read_part(root: Path, folder: Path, part: str, reading: Reading) -> None:
         places = [key_below(path, root) for path in files]
         samples += [Sample(path, label, place, place) for path, place in zip(files, places, strict=True)]
         if not files:
-            samples.append(
-                Sample(None, label, key_below(class_folder, root), "")
-            )  # named as empty further down
+            # Named as empty further down.
+            samples.append(Sample(None, label, key_below(class_folder, root), ""))
 
 
 def _set_unreadable_aside(root: Path, reading: Reading, *, for_evaluation: bool) -> None:

@@ -53,9 +53,8 @@ class LabelledTexts(Dataset[Any]):
     """Texts and their classes as a dataset: `dataset[i]` is `(text or pair, class index)`."""
 
     def __init__(self, texts: Sequence[Text], targets: Sequence[int]) -> None:
-        self.texts = (
-            list(texts) if isinstance(texts, list | tuple) else texts
-        )  # others may be read one at a time
+        # Others may be read one at a time.
+        self.texts = list(texts) if isinstance(texts, list | tuple) else texts
         self.targets = list(targets)
 
     def __len__(self) -> int:

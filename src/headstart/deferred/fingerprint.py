@@ -287,9 +287,8 @@ class _Digest(Walk):
         return self._hash.hexdigest()
 
     def fact(self, kind: str, content: object) -> None:
-        self._hash.update(
-            f"{kind} {content!r}\n".encode()
-        )  # `repr` has no line ends: facts cannot run together
+        # `repr` has no line ends: facts cannot run together.
+        self._hash.update(f"{kind} {content!r}\n".encode())
 
     def attributes(self, values: Mapping[str, object]) -> None:
         self.fact("attributes", len(values))

@@ -366,9 +366,8 @@ class Reuse:
         # As far as the workers of the loader would be ahead: a sampler may draw from the generator that training uses.
         in_flight = loader.num_workers * (loader.prefetch_factor or 0)
         reach = 1
-        expected: Mapping[
-            Expression, Any
-        ] = {}  # by the first batch of a pass, nothing: it may be another program
+        # By the first batch of a pass, nothing: it may be another program.
+        expected: Mapping[Expression, Any] = {}
         while have(1 + in_flight):
             self._trains = trains  # between two training batches, others may have been evaluated
             ids = source.ids_of(coming[0])

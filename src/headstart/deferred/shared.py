@@ -87,9 +87,8 @@ class SharedDirectory:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory
-        self._files: dict[
-            Path, int
-        ] = {}  # the descriptors of the columns that this process uses, which are locked
+        # The descriptors of the columns that this process uses, which are locked.
+        self._files: dict[Path, int] = {}
         job = os.open(directory / _JOB, os.O_RDWR | os.O_CREAT, 0o600)
         _lock(job, alone=False, wait=True)
         self._leave = weakref.finalize(self, _leave, directory, job, self._files, os.getpid())

@@ -86,9 +86,8 @@ class Walk(ABC):
     module_excludes = _MODULE_BOOKKEEPING
 
     def __init__(self) -> None:
-        self._seen: dict[
-            int, tuple[int, object]
-        ] = {}  # with the object: a number is free again once it is gone
+        # With the object: a number is free again once it is gone.
+        self._seen: dict[int, tuple[int, object]] = {}
 
     # ---- for the two kinds to say
 

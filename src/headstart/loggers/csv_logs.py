@@ -108,9 +108,8 @@ class MetricsFile:
         self._columns: dict[str, None] = {}  # an ordered set
         self._num_columns_written = 0
         self._rows: list[dict[str, Any]] = []
-        self._expected: list[
-            dict[str, str]
-        ] = []  # rows of a resumed run's past that it is about to log once more
+        # Rows of a resumed run's past that it is about to log once more.
+        self._expected: list[dict[str, str]] = []
         if self.path.exists():
             self._continue()
 

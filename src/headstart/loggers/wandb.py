@@ -70,9 +70,8 @@ class WandbLogger(Logger):
             )
         self._save_dir = os.fspath(save_dir if dir is None else dir)
         own = None if experiment is None else experiment.id
-        self._id = (
-            own or id or version or secrets.token_hex(4)
-        )  # random, and no draw of the program's generators
+        # Random, and no draw of the program's generators.
+        self._id = own or id or version or secrets.token_hex(4)
         self._project = project or os.environ.get("WANDB_PROJECT", "lightning_logs")
         self._name = name
         self._files = NewFiles(log_model)

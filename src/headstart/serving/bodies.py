@@ -236,9 +236,8 @@ def _json_samples(body: bytes, *, takes: Takes, limits: Limits) -> list[Any]:
         values = from_json(body)
     except ValueError as error:
         raise RefusedError(422, f"The body is not JSON: {error}. Expected {_EXPECTED[takes]}.") from error
-    if (
-        not isinstance(values, dict) or len(values) > 1
-    ):  # a complaint for each key would take more room than they do
+    # A complaint for each key would take more room than they do.
+    if not isinstance(values, dict) or len(values) > 1:
         what = f"an object of {len(values):,} keys" if isinstance(values, dict) else type(values).__name__
         raise RefusedError(422, f"The JSON is {what}; expected {_EXPECTED[takes]}.")
     (wanted,) = REQUESTS[takes].model_fields

@@ -110,9 +110,8 @@ class DistributedStrategy(Strategy):
             for tensor in [*module.parameters(), *module.buffers()]:
                 first = tensor.detach().clone()
                 dist.broadcast(first, src=0)
-                if not torch.equal(
-                    first, tensor
-                ):  # what was the same is not written to, so that it counts as unchanged
+                # What was the same is not written to, so that it counts as unchanged.
+                if not torch.equal(first, tensor):
                     tensor.copy_(first)
 
     def agree_on_statistics(self, module: nn.Module) -> None:

@@ -197,9 +197,8 @@ class Trials:
     def _features_of(self, backbone: str) -> _Features:
         """Give the features, computed at the first call for a backbone."""
         if backbone not in self._known:
-            with (
-                isolated_random_state()
-            ):  # a trial draws the same, whether it is the first of its backbone or not
+            # A trial draws the same, whether it is the first of its backbone or not.
+            with isolated_random_state():
                 self._known[backbone] = self._compute_features(backbone)
         return self._known[backbone]
 
