@@ -1,4 +1,4 @@
-"""Signals while a fit runs: SIGINT (Ctrl-C) and SIGTERM (a scheduler) end it between two batches, with nothing lost."""
+"""Signals while a trainer runs: SIGINT (Ctrl-C) and SIGTERM (a scheduler) end a fit between two batches, with nothing lost."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ class SIGTERMException(SystemExit):
 
 
 class Signals:
-    """Takes SIGINT and SIGTERM while a fit runs, and holds them back until the step is whole.
+    """Takes SIGINT and SIGTERM while a trainer runs, and holds them back until the step of a fit is whole.
 
     The first one ends the run at the next place from which it can go on: after the step, within a wait for data, or
-    after a validation's batch. The second ends it at once. A handler that the program has set itself stays, and where
-    `fit` runs in another thread than the main one, Python lets nobody handle signals: all is as without headstart.
+    after a validation's batch. The second ends it at once; and the first does, where there is no fit but an evaluation or a
+    prediction. A handler that the program has set itself stays, and where the trainer runs in another thread than the main
+    one, Python lets nobody handle signals: all is as without headstart.
     """
 
     def __init__(self) -> None:

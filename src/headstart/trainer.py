@@ -333,7 +333,10 @@ class Trainer:
         """Give what `predict_step` gives for each batch; a list for each loader where there are several."""
         if isinstance(dataloaders, LightningDataModule):
             datamodule, dataloaders = dataloaders, None
-        with self._run("predict", self._model_or_last(model), datamodule, predict=dataloaders):
+        with (
+            self.signals.listening(),
+            self._run("predict", self._model_or_last(model), datamodule, predict=dataloaders),
+        ):
             self._set_up_evaluation(ckpt_path, has_model=model is not None)
             self.stage = "predict"
             all_loaders, self.num_predict_batches = self._evaluation_loaders(
@@ -624,7 +627,10 @@ class Trainer:
         if isinstance(dataloaders, LightningDataModule):
             datamodule, dataloaders = dataloaders, None
         source = "val" if fn == "validate" else "test"
-        with self._run(fn, self._model_or_last(model), datamodule, **{source: dataloaders}):
+        with (
+            self.signals.listening(),
+            self._run(fn, self._model_or_last(model), datamodule, **{source: dataloaders}),
+        ):
             self._set_up_evaluation(ckpt_path, has_model=model is not None)
             self.stage = fn
             limit = self.limit_val_batches if fn == "validate" else self.limit_test_batches
@@ -1055,7 +1061,7 @@ class Trainer:
 
     @property
     def received_sigterm(self) -> bool:
-        """Whether SIGTERM has asked the fit that runs, or the last one, to end."""
+        """Whether SIGTERM has asked the run that is under way, or the last one, to end."""
         return self.signals.received == signal.SIGTERM
 
     @property

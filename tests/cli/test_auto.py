@@ -180,6 +180,34 @@ def test_a_run_that_ctrl_c_ended_goes_on_bit_for_bit(finished, solar_cells, fit_
     assert read_metadata(run)["metrics"]["choice"] == read_metadata(finished[0])["metrics"]["choice"]
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "Interrupted. What is done is kept in"), (signal.SIGTERM, 143, "Ended by SIGTERM")],
+)
+def test_a_signal_while_features_are_computed_keeps_them_and_says_how_to_go_on(
+    number, code, said, solar_cells, fit_in_second_process, tmp_path
+):
+    for name in ("defective", "functional"):  # enough for a pass of seconds
+        (tmp_path / "cells" / name).mkdir(parents=True)
+        for photo in (solar_cells / name).iterdir():
+            for copy in range(10):
+                (tmp_path / "cells" / name / f"{copy}-{photo.name}").symlink_to(photo)
+    run = tmp_path / "run"
+    process = fit_in_second_process(tmp_path / "cells", "--out", run, "--image_size", "128", "--epochs", "1")
+    while not list(run.glob("features/*.work")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(0.5)  # some batches are computed, of a pass of 4 s
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert said in printed
+    assert f"Go on: headstart fit {tmp_path / 'cells'} --out {run} --resume" in printed
+    assert not (run / "checkpoints").exists()
+    assert list(run.glob("features/*.json"))
+
+
 @pytest.mark.parametrize("kind", ["folder", "shards"])
 def test_forgetting_is_a_probe_on_other_data_before_and_after(kind, solar_cells, tmp_path, capsys):
     other = tmp_path / "other"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from headstart import Callback
+from headstart import Callback, seed_everything
 from headstart.demos.boring_classes import BoringModel
 from headstart.signals import SIGTERMException
 from tests.faults.conftest import digest, errors
-from tests.faults.jobs import SignalsItself, train
+from tests.faults.jobs import Net, Samples, SignalsItself, make_trainer, train
 
 
 class Announces(Callback):
@@ -171,7 +172,7 @@ def test_sigterm_again_is_the_same_wish_within_a_second_and_then_the_end(name, c
 
 SCRIPT = """
 import sys, torch
-from tests.faults.jobs import SignalsItself, train
+from tests.faults.jobs import Net, Samples, SignalsItself, make_trainer, train
 train({folder!r}, callbacks=[SignalsItself({number}, batch=5)], saving={saving}, every=None)
 """
 
@@ -188,6 +189,37 @@ def test_a_script_ends_with_the_code_that_shells_know(number, saving, code, tmp_
     assert seen_by_a_shell == code, found.stderr
     assert (tmp_path / "checkpoints" / "last.ckpt").exists() == saving
     assert ("Nothing is saved: there is no ModelCheckpoint that does it." in found.stderr) != saving
+
+
+class Reads(Net):
+    def predict_step(self, batch, batch_idx):
+        return self.backbone(batch[0])
+
+
+_read = []  # apart from the dataset: one with other attributes would be other data
+
+
+class Counted(Samples):
+    def __getitem__(self, index):
+        _read.append(index)
+        if len(_read) == int(os.environ.get("SIGTERM_AT", "0")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
+
+
+def compute_features(folder, *, signal_at=None):
+    if signal_at is not None:
+        os.environ["SIGTERM_AT"] = str(signal_at)
+    seed_everything(3)
+    make_trainer(folder, saving=False, features=True).predict(Reads(), DataLoader(Counted(400), 4))
+    (Path(folder) / "num_read").write_text(str(len(_read)))
+
+
+def test_what_was_computed_before_sigterm_is_looked_up_in_the_next_run(run_to_end, tmp_path):
+    assert run_to_end(compute_features, tmp_path, signal_at=300) == 143, errors(tmp_path)
+    assert run_to_end(compute_features, tmp_path) == 0, errors(tmp_path)
+    # What was not computed yet, and what was read together with the sample at which it was cut.
+    assert int((tmp_path / "num_read").read_text()) <= 400 - 300 + 32
 
 
 # ---- in this process
@@ -249,6 +281,41 @@ def test_a_signal_after_the_last_batch_is_not_lost(quiet_trainer):
     with pytest.raises(SIGTERMException):
         trainer.fit(BoringModel())
     assert trainer.state.finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("entry", ["validate", "test", "predict"])
+def test_a_signal_ends_an_evaluation_at_once_and_in_order(entry, number, quiet_trainer):
+    class Watches(Callback):
+        def __init__(self):
+            self.called = []
+
+        def on_exception(self, trainer, pl_module, exception):
+            self.called.append(type(exception))
+
+        def teardown(self, trainer, pl_module, stage):
+            self.called.append(stage)
+
+    class Signalled(BoringModel):
+        num_calls = 0
+
+        def _step(self, batch, batch_idx):
+            self.num_calls += 1
+            if batch_idx == 2:
+                os.kill(os.getpid(), number)
+                raise AssertionError("went on")
+
+        validation_step = test_step = predict_step = _step
+
+    watch, model = Watches(), Signalled()
+    trainer = quiet_trainer(callbacks=[watch])
+    expected = KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
+    with pytest.raises(expected):
+        getattr(trainer, entry)(model)
+    assert watch.called == [expected, entry]
+    assert model.num_calls == 3
+    assert trainer.interrupted
+    assert trainer.received_sigterm == (number == signal.SIGTERM)
 
 
 def test_what_is_imported_from_the_fields_own_place():

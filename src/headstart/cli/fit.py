@@ -134,7 +134,11 @@ def _fit(request: Request, *, command: str) -> int:
         before=before,
         story=Story(command=command, begun=begun, reuse=reuse),
     )
-    return _by_auto(job, request) if options.plan == "auto" else _by_plan(job, plan, request)
+    try:
+        return _by_auto(job, request) if options.plan == "auto" else _by_plan(job, plan, request)
+    except KeyboardInterrupt:  # outside of training, which ends at the next place from which it can go on
+        print(f"\nInterrupted. What is done is kept in {folder.path}.\nGo on: {_command_to_go_on(options)}")
+        return _INTERRUPTED
 
 
 def _plan_of(request: Request, folder: RunFolder) -> Plan | None:
