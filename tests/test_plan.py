@@ -180,6 +180,10 @@ PHASES = "phases: [{name: a, trains: all, epochs: 1}]"
         ("phases: 3", "phases are 3; expected a list"),
         ("- 3", r"holds \[3\]; expected names"),
         ("phases: [", "is no YAML"),
+        (
+            "phases:\n  - {name: a, trains: head, lr: 0.1, lr: 0.2}",
+            r"'lr' stands twice in one place\n.*line 2, column 38",
+        ),
         ("[" * 10_000, "is no YAML"),
         ("phases: !!python/object/apply:os.system [ls]", "is no YAML"),
     ],

@@ -400,16 +400,19 @@ class Plan:
         import yaml
 
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = _load_yaml(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise MisconfigurationError(
                 f"The plan {str(path)!r} cannot be read: {error.strerror}."
             ) from error
         # ValueError: of bytes that are no text, of a 13th month.
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise MisconfigurationError(
-                f'The plan {str(path)!r} is no YAML: {error}\nWords that begin with ! or * stand in quotes there: "!norms".'
-            ) from error
+            advice = (
+                ""
+                if "twice" in str(error)
+                else '\nWords that begin with ! or * stand in quotes there: "!norms".'
+            )
+            raise MisconfigurationError(f"The plan {str(path)!r} is no YAML: {error}{advice}") from error
         if not isinstance(values, dict):
             raise MisconfigurationError(
                 f"The plan {str(path)!r} holds {values!r:.100}; expected names with values."
@@ -418,6 +421,22 @@ class Plan:
             return cls.from_dict(values)
         except MisconfigurationError as error:
             raise MisconfigurationError(f"The plan {str(path)!r}: {error}") from error
+
+
+def _load_yaml(text: str) -> Any:
+    """Give plain values, as `yaml.safe_load` does, which takes the last of two values of one name in silence."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [str(key.value) for key, _ in node.value]
+            for index, (key, _) in enumerate(node.value):
+                if names[index] in names[:index]:
+                    problem = f"{names[index]!r} stands twice in one place"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)  # noqa: S506 (it is a SafeLoader)
 
 
 def _without_defaults(value: Any) -> dict[str, Any]:

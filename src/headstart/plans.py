@@ -229,6 +229,11 @@ def named_plan(name: str, **settings: Any) -> Plan:
         >>> [phase.name for phase in named_plan("lp_ft", epochs=2).phases]
         ['head', 'all']
     """
+    if name == "auto":
+        raise MisconfigurationError(
+            "'auto' is more than a plan: `headstart fit` fits the head to its optimum, fine-tunes from it, and keeps the better. The "
+            "plan that comes nearest to its training is 'lp_ft'."
+        )
     if name not in PLANS:
         raise MisconfigurationError(
             f"There is no plan {name!r}.{did_you_mean(name, PLANS)} There are: {', '.join(PLANS)}."

@@ -877,7 +877,14 @@ def test_phases_to_come_and_the_plans_name_may_change_at_a_resume(tmp_path):
     assert again.current_epoch == 3
 
 
-@pytest.mark.parametrize(("plan", "message"), [(3, "plan is a int"), ("lpft", "Did you mean 'lp_ft'")])
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (3, "plan is a int"),
+        ("lpft", "Did you mean 'lp_ft'"),
+        ("auto", "headstart fit.* nearest .* is 'lp_ft'"),
+    ],
+)
 def test_a_plan_that_is_none_is_refused_by_the_trainer(plan, message):
     with pytest.raises(MisconfigurationError, match=message):
         Trainer(plan=plan, logger=False)
