@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from headstart import Callback, LightningModule, seed_everything
-from headstart.errors import MisconfigurationError
+from headstart.errors import HeadstartError, MisconfigurationError
 
 
 class Net(LightningModule):
@@ -151,6 +151,107 @@ def test_training_step_may_give_a_dict_or_none(quiet_trainer):
     assert trainer.global_step == 2  # a batch without a loss takes no step
     assert [None if each is None else each["extra"] for each in spy.outputs] == [0, None, 2]
     assert spy.outputs[0]["loss"].requires_grad is False
+
+
+class Without(Slope):
+    """Gives no loss for the batches that it was told."""
+
+    def __init__(self, *batches):
+        super().__init__()
+        self.batches = batches
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx in self.batches else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_a_window_steps_alike_whichever_of_its_batches_gives_no_loss(quiet_trainer, without):
+    class Hooks(Callback):
+        steps = 0
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.steps += 1
+
+    module, hooks = Without(without), Hooks()
+    quiet_trainer(accumulate_grad_batches=2, gradient_clip_val=0.25, callbacks=[hooks]).fit(
+        module, DataLoader(torch.ones(2, 1))
+    )
+    assert module.weight.item() == pytest.approx(-0.25, abs=1e-6)  # torch divides by the norm plus 1e-6
+    assert hooks.steps == 1
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_gradients_that_are_not_finite_are_left_out_whichever_batch_gives_no_loss(quiet_trainer, without):
+    class Root(Without):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if loss is None else (0.0 * loss).sqrt()  # 0, and its gradient is NaN
+
+    module = Root(without)
+    trainer = quiet_trainer(accumulate_grad_batches=2, on_nan="skip")
+    trainer.fit(module, DataLoader(torch.ones(2, 1)))
+    assert module.weight.item() == 0.0
+    assert trainer.global_step == 0
+
+
+def test_a_batch_without_a_loss_moves_nothing_where_the_module_steps_itself(quiet_trainer):
+    class Steps(Without):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            optimizer.step(closure=optimizer_closure)
+
+    module = Steps(1, 3)
+    trainer = quiet_trainer()
+    trainer.fit(module, DataLoader(torch.ones(4, 1)))
+    assert module.weight.item() == -2.0
+    assert trainer.global_step == 2
+
+
+def test_lbfgs_leaves_out_a_batch_without_a_loss(quiet_trainer):
+    class Squares(Without):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx in self.batches else ((self.weight - batch) ** 2).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.5, max_iter=2)
+
+    module, reference = Squares(1), Squares()
+    trainer = quiet_trainer()
+    trainer.fit(module, DataLoader(torch.ones(3, 1)))
+    quiet_trainer().fit(reference, DataLoader(torch.ones(2, 1)))
+    assert trainer.global_step == 2
+    assert torch.equal(module.weight, reference.weight)
+
+
+def test_lbfgs_says_where_it_has_moved_to_no_loss(quiet_trainer):
+    class Cliff(Slope):
+        def training_step(self, batch, batch_idx):
+            return None if self.weight.item() < 0 else super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.5)
+
+    with pytest.raises(HeadstartError, match="LBFGS has moved the weights .* smaller lr"):
+        quiet_trainer().fit(Cliff(), DataLoader(torch.ones(1, 1)))
+
+
+@pytest.mark.parametrize("cut", ["skipped", "stopped"])
+def test_gradients_of_a_window_that_was_cut_short_are_in_no_step(quiet_trainer, cut):
+    class Cut(Slope):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.trainer.current_epoch == 0 and cut == "skipped" and batch_idx == 3:
+                return -1
+            if self.trainer.current_epoch == 0 and cut == "stopped" and batch_idx == 2:
+                self.trainer.should_stop = True
+            return None
+
+    module = Cut()
+    trainer = quiet_trainer(max_epochs=2 if cut == "skipped" else 1, accumulate_grad_batches=2)
+    loader = DataLoader(torch.ones(4, 1))
+    trainer.fit(module, loader)
+    if cut == "stopped":
+        trainer.max_epochs = 2
+        trainer.fit(module, loader)
+    assert module.weight.item() == -3.0  # a step of the first epoch, and two of the second
 
 
 @pytest.mark.parametrize("given", [{"los": 1}, "text", 3.0])

@@ -26,7 +26,7 @@ import torch
 
 from headstart import freezing, loaders
 from headstart.deferred import real_values
-from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean
+from headstart.errors import HeadstartError, MisconfigurationError, UnknownNameError, did_you_mean
 from headstart.logbook import Logbook
 from headstart.metrics import metrics_kept
 from headstart.optim import ManagedOptimizer, SchedulerConfig, needs_closure, sync_scheduler
@@ -48,10 +48,11 @@ class Progress:
     batch: int = 0  # finished in this epoch
     global_step: int = 0  # optimizer steps, over all epochs
     total_batches: int = 0  # finished over all epochs
-    logged_steps: int = 0  # the x axis of the loggers: batches that ended in a step
+    logged_steps: int = 0  # the x axis of the loggers: batches with which an accumulation window ended
     accumulated: int = 0  # backward passes since the last step
     stage: Stage = "settled"
     is_last_batch: bool = False
+    has_stepped: bool = True  # with the last batch
 
     @property
     def is_inside_epoch(self) -> bool:
@@ -126,6 +127,7 @@ def _train_epoch(trainer: Trainer) -> None:
                     break
         trainer.boundary.close()
         trainer.share = None
+        progress.accumulated = 0  # of a window in which the epoch was cut short
         progress.stage = "epoch_end"
         trainer.exchange_frozen_work()
         trainer.strategy.agree_on_statistics(trainer.lightning_module)
@@ -156,7 +158,6 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
         return "skip the rest of the epoch"
     window, steps_now = _window(trainer, batch_idx)
     outputs: dict[str, Any] | None = None
-    is_left_out = False  # for a loss that is not finite
     automatic = module.automatic_optimization
     before = progress.accumulated  # L-BFGS runs the closure several times: each begins from here
     optimizer = trainer.optimizers[0] if trainer.optimizers and automatic else None
@@ -164,7 +165,7 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
 
     def compute(batch: Any, share: float | None = None, is_first: bool = True) -> torch.Tensor | None:
         """Run `training_step` and the backward pass, of the batch or of a part of it; give the loss."""
-        nonlocal outputs, is_left_out
+        nonlocal outputs
         trainer.current_batch = batch
         hooks.current = "training_step"
         if precision.is_plain and not is_others:
@@ -174,7 +175,7 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
                 output = trainer.training_step(*(batch, batch_idx)[: trainer.training_step_arity])
         outputs, loss = _read_output(output, automatic=automatic)
         if loss is not None and not trainer.nan_guard.accepts_loss(loss):
-            loss, outputs, is_left_out = None, None, True
+            loss, outputs = None, None
         if loss is None or not automatic:
             return None
         if before == 0 and optimizer is not None and is_first:
@@ -193,15 +194,19 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
 
     def closure() -> torch.Tensor | None:
         """Compute the batch's gradients, and see that a step can be taken with them; give the loss."""
-        nonlocal is_left_out
-        is_left_out = False
+        progress.accumulated = before
         if trainer.batch_splitter is None:
             loss = compute(batch)
         else:
             loss = trainer.batch_splitter.run(compute, batch, may_repeat=before == 0)
             if loss is not None and outputs is not None:
                 outputs["loss"] = loss.detach().clone()
-        if steps_now and optimizer is not None and (loss is not None or is_left_out):
+        if steps_now and optimizer is not None:
+            if progress.accumulated and progress.accumulated == before:
+                # The window's last batch gave no loss: no backward pass has averaged the gradients of the others.
+                trainer.strategy.average_gradients(
+                    [each for group in optimizer.param_groups for each in group["params"]]
+                )
             if progress.accumulated and not trainer.nan_guard.accepts_gradients(optimizer):
                 progress.accumulated = 0
             if not progress.accumulated:
@@ -230,8 +235,9 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
     progress.batch = batch_idx + 1
     progress.total_batches += 1
     progress.stage = "stepped"
+    progress.has_stepped = automatic and steps_now and progress.accumulated > 0
     if automatic and steps_now:
-        if progress.accumulated:  # a window in which every training_step gave None takes no step
+        if progress.has_stepped:  # a window in which every training_step gave None takes no step
             progress.global_step += 1
             progress.accumulated = 0
             _step_schedulers(trainer, "step", watching=False)
@@ -253,8 +259,9 @@ def _after_batch(trainer: Trainer) -> None:
             validate_within_fit(trainer)
         progress.stage = "validated"
     if progress.stage == "validated":
-        if not progress.accumulated:
+        if progress.has_stepped:
             _step_schedulers(trainer, "step", watching=True)
+        if not progress.accumulated:
             progress.logged_steps += 1
         progress.stage = "settled"
 
@@ -307,7 +314,41 @@ def _step_with_closure(
         if closure is not None:
             closure()
         return trainer.precision_plugin.step(optimizer, optimizer.step)
-    return optimizer.step(closure) if closure is not None else optimizer.step()
+    if closure is None:
+        return optimizer.step()
+    return (
+        _step_with_a_loss(trainer, optimizer, closure)
+        if needs_closure(optimizer)
+        else optimizer.step(closure)
+    )
+
+
+class _NoLossError(Exception):
+    """A batch gave no loss, or one that is left out."""
+
+
+def _step_with_a_loss(trainer: Trainer, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Any:
+    """The step of an optimizer that computes with the loss; none where there is no loss."""
+    num_evaluations = 0
+
+    def evaluate() -> Any:
+        nonlocal num_evaluations
+        loss = closure()
+        if loss is None:
+            raise _NoLossError
+        num_evaluations += 1
+        return loss
+
+    try:
+        return optimizer.step(evaluate)
+    except _NoLossError:
+        if num_evaluations:
+            raise HeadstartError(
+                f"{type(optimizer).__name__} has moved the weights within its step to where training_step gives no finite loss, "
+                "so the batch cannot be left out any more. Take a smaller lr, or line_search_fn='strong_wolfe'."
+            ) from None
+        trainer.progress.accumulated = 0
+        return None
 
 
 def _read_output(output: Any, *, automatic: bool) -> tuple[dict[str, Any] | None, torch.Tensor | None]:

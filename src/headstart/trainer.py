@@ -844,6 +844,9 @@ class Trainer:
         module = self.lightning_module
         trainable = freezing.trainable_names(module)
         if trainable != self._trainable:
+            for parameter in module.parameters():
+                if not parameter.requires_grad:
+                    parameter.grad = None  # an optimizer steps wherever there is one, of zeros, too
             self._trainable = trainable
             # A distributed wrapper averages the gradients of what trained when it was built.
             self.strategy.wrap(module)

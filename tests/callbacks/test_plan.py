@@ -168,6 +168,27 @@ def test_what_somebody_else_thaws_is_frozen_again():
     assert all(torch.equal(value, before[name]) for name, value in module.backbone.state_dict().items())
 
 
+def test_what_a_phase_freezes_stands_still_where_gradients_are_set_to_zero_and_not_to_none():
+    class Zeroes(Net):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.1)  # which steps on a gradient of zeros, too
+
+        def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+            optimizer.zero_grad(set_to_none=False)
+
+    seen = []
+
+    class Watches(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append([each.detach().clone() for each in pl_module.backbone.parameters()])
+
+    phases = (Phase(name="all", trains="all", epochs=1), Phase(name="head", trains="head", epochs=2))
+    fit(Plan(phases=phases), Zeroes(), Watches())
+    assert not torch.equal(seen[0][0], seen[NUM_BATCHES][0])
+    for now in seen[NUM_BATCHES:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[NUM_BATCHES], now, strict=True))
+
+
 def test_a_phase_begins_with_the_rates_of_what_trains_in_it(capsys):
     plan = named_plan("gradual", num_blocks=1, lr=0.1, layer_decay=0.5)
     fit(plan)

@@ -56,6 +56,13 @@ def test_processes_stay_the_same_when_backbone_finetuning_thaws(run, epoch, trai
     assert found["moved"] > 1e-3
 
 
+@pytest.mark.parametrize("setting", ["warn", "skip"])
+def test_processes_stay_the_same_where_the_last_batch_of_a_window_counts_for_nothing(run, setting):
+    found = run(f"last of a window left out: {setting}")
+    assert found["difference"] == 0.0
+    assert found["steps"] > 0
+
+
 @pytest.mark.parametrize("name", ["base_finetuning", "by_hand_at_an_epoch", "by_hand_between_batches"])
 def test_processes_stay_the_same_whoever_thaws(run, name):
     found = run(name)

@@ -431,6 +431,26 @@ def frozen_within_a_window(folder: Path) -> dict:
     return {"difference": difference_of_ranks(trainer)}
 
 
+for setting in ("warn", "skip"):
+
+    def last_of_a_window_left_out(folder: Path, *, setting: str = setting) -> dict:
+        """The last batch of each window gives no loss, or one that is left out: what the others gave is averaged."""
+
+        class LeavesOut(Net):
+            def training_step(self, batch, batch_idx):
+                loss = super().training_step(batch, batch_idx)
+                if batch_idx % 2 == 0:
+                    return loss
+                return None if setting == "warn" else loss * torch.nan
+
+        module = LeavesOut(optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1))
+        trainer = trainer_of(accumulate_grad_batches=2, max_epochs=2, on_nan=setting)
+        trainer.fit(module, loader())
+        return {"difference": difference_of_ranks(trainer), "steps": trainer.global_step}
+
+    SCENARIOS[f"last of a window left out: {setting}"] = last_of_a_window_left_out
+
+
 @scenario
 def lbfgs(folder: Path) -> str:
     try:
