@@ -293,6 +293,42 @@ def test_validations_are_few_and_even(epochs, seconds, validated, monkeypatch):
     assert again.every == few.every
 
 
+@pytest.mark.parametrize(
+    ("num_batches", "validated"), [(1, [1, 2]), (2, [1, 2, 3, 4]), (3, [2, 3, 5, 6]), (5, [3, 5, 8, 10])]
+)
+@pytest.mark.parametrize("cut", [None, "on_train_batch_end", "on_validation_end"])
+def test_an_epochs_last_weights_are_judged_where_it_has_no_half(num_batches, validated, cut, tmp_path):
+    class Saves(Callback):
+        """At every place a run may go on from."""
+
+        def save(self, trainer, place):
+            if place == cut:
+                trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.save(trainer, "on_train_batch_end")
+
+        def on_validation_end(self, trainer, pl_module):
+            self.save(trainer, "on_validation_end")
+
+    def run(path=None):
+        net = Counted()
+        trainer = Trainer(
+            max_epochs=2, callbacks=[FewValidations(12, epochs=2), Saves()], accelerator="cpu", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )  # fmt: skip
+        loader = DataLoader(data(), batch_size=-(-len(data()) // num_batches))
+        trainer.fit(net, loader, DataLoader(data(2)), ckpt_path=path)
+        return net.validated
+
+    assert run() == validated
+    for path in list(tmp_path.iterdir()):
+        step = int(path.stem)
+        rest = [each for each in validated if each > step or (each == step and cut == "on_train_batch_end")]
+        assert run(path) == rest
+
+
 def test_validations_stay_few_where_a_run_goes_on_with_more_time():
     again = FewValidations(12, seconds=6000.0)
     again.load_state_dict({"first_epoch": 50.0})

@@ -195,14 +195,20 @@ class FewValidations(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say it to the trainer."""
-        self._apply(trainer)
+        self._apply(trainer, trainer.progress.batch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the first epoch of a run that a clock may end, count how many there will be."""
         runner = runner_of(trainer)
         if trainer.current_epoch == 1 and runner is not None:
             self.first_epoch = trainer.strategy.broadcast(runner.seconds)
-        self._apply(trainer)
+        self._apply(trainer, 0)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """After the first half of an epoch, wait for its end."""
+        self._apply(trainer, batch_idx + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """What was found out."""
@@ -212,9 +218,15 @@ class FewValidations(Callback):
         """Go on with it, for the time that there is now."""
         self.first_epoch = state_dict["first_epoch"]
 
-    def _apply(self, trainer: Trainer) -> None:
-        is_half = self.every < 1 and trainer.num_training_batches > 1
-        trainer.val_check_interval = 0.5 if is_half else 1.0
+    def _apply(self, trainer: Trainer, num_batches: int) -> None:
+        """Say to the trainer what is due next, when so many batches of the epoch are over."""
+        total, interval = trainer.num_training_batches, 1.0
+        if self.every < 1 and 1 < total < math.inf:
+            half = math.ceil(
+                total / 2
+            )  # a val_check_interval of 0.5 is after batches 2 and 4 of 5, and not after the last
+            interval = half if num_batches <= half else 1.0
+        trainer.val_check_interval = interval
         is_last = trainer.current_epoch + 1 == self.epochs
         trainer.check_val_every_n_epoch = 1 if is_last else max(1, int(self.every))
 

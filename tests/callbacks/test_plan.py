@@ -313,6 +313,98 @@ def test_a_run_cut_anywhere_goes_on_with_the_same_phases_and_rates(tmp_path):
             assert torch.equal(value, resumed.state_dict()[name]), (step, name)
 
 
+class Climbs(LightningModule):
+    """Its head is the number of steps that it has trained; the values of validation are given."""
+
+    def __init__(self, values=None):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.head.weight)
+        self.values, self.judged = values, []
+
+    def training_step(self, batch, batch_idx):
+        return -self.head(batch[0]).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.judged.append((runner_of(self.trainer).phase, self.head.weight.item()))
+        self.log("val", self.head.weight.item() if self.values is None else self.values.pop(0))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def ones(count: int) -> DataLoader:
+    return DataLoader(TensorDataset(torch.ones(count, 1)))
+
+
+def test_a_validation_at_a_phases_last_step_counts_for_that_phase():
+    phases = [
+        Phase(name="a", trains="head", lr=1.0, steps=4),
+        Phase(name="b", trains="head", lr=0.5, steps=2),
+    ]
+    module = Climbs()
+    trainer = trainer_of(Plan(phases=phases, monitor="val", mode="max"), max_epochs=1, val_check_interval=2)
+    trainer.fit(module, ones(8), ones(1))
+    assert module.judged == [(0, 2.0), (0, 4.0), (1, 5.0)]
+    assert [each["best"] for each in runner_of(trainer).history] == [4.0, 5.0]
+
+
+@pytest.mark.parametrize("at", ["batch", "validation"])
+def test_a_run_cut_at_a_phases_last_validation_goes_on_alike(at, tmp_path):
+    class Save(Callback):
+        def save(self, trainer):
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "cut.ckpt")
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if at == "batch":
+                self.save(trainer)
+
+        def on_validation_end(self, trainer, pl_module) -> None:
+            if at == "validation":
+                self.save(trainer)
+
+    def make(*callbacks: Callback) -> Trainer:
+        phases = [
+            Phase(name="a", trains="head", lr=1.0, steps=4),
+            Phase(name="b", trains="all", lr=0.5, epochs=1),
+        ]
+        return trainer_of(Plan(phases=phases, monitor="val", mode="min"), *callbacks, val_check_interval=2)
+
+    whole, rest = Climbs(), Climbs()
+    trainer, again = make(Save()), make()
+    trainer.fit(whole, ones(8), ones(1))
+    again.fit(rest, ones(8), ones(1), ckpt_path=tmp_path / "cut.ckpt")
+    assert runner_of(again).history == runner_of(trainer).history
+    assert torch.equal(rest.head.weight, whole.head.weight)
+    assert rest.judged == whole.judged[-len(rest.judged) :]
+
+
+def test_a_run_that_must_go_on_beyond_its_plan_keeps_the_best_of_the_last_phase():
+    module = Climbs([1.0, 2.0, 3.0, 4.0, 5.0])
+    plan = Plan(phases=[Phase(name="a", trains="head", lr=1.0, epochs=2)], monitor="val", mode="min")
+    trainer = trainer_of(plan, max_epochs=5, min_epochs=5)
+    trainer.fit(module, ones(1), ones(1))
+    assert trainer.current_epoch == 5
+    assert module.head.weight.item() == 1.0
+
+
+def test_a_run_that_was_cut_is_settled_with_the_best_weights_so_far():
+    class Cut(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    module = Climbs([1.0, 2.0])
+    plan = Plan(phases=[Phase(name="a", trains="head", lr=1.0, epochs=4)], monitor="val", mode="min")
+    trainer = trainer_of(plan, Cut())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(module, ones(1), ones(1))
+    assert module.head.weight.item() == 3.0  # as it is saved, to go on from
+    runner_of(trainer).settle(trainer, module)
+    assert module.head.weight.item() == 1.0
+
+
 def test_a_schedule_over_epochs_of_unknown_length_is_an_error():
     class Stream(IterableDataset):
         def __iter__(self):

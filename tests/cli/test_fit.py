@@ -315,6 +315,39 @@ def test_a_resumed_run_is_bit_for_bit_the_one_that_nobody_interrupted(
     assert here["history"]["epochs"] == there["history"]["epochs"]
 
 
+@pytest.mark.parametrize("plan", ["full", "lora"])
+def test_ctrl_c_in_a_plan_keeps_its_best_weights(plan, solar_cells, fit_in_second_process, tmp_path):
+    run = tmp_path / "run"
+    options = (
+        "--plan",
+        plan,
+        "--epochs",
+        "500",
+        "--image_size",
+        "64",
+        "--batch_size",
+        "8",
+        "--report",
+        "false",
+    )
+    process = fit_in_second_process(solar_cells, "--out", run, *options)
+    wait_for(run / "checkpoints" / "best.ckpt", process)
+    time.sleep(0.5)  # some steps beyond it
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
+    assert "the best in validation so far" in printed
+    assert load_artefact(run).class_names == ["defective", "functional"]
+    if plan == "lora":
+        assert (run / "adapters" / "adapter_config.json").is_file()
+        return
+    best = read_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"]
+    kept = load_artefact(run).state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in kept.items())
+    last = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert not all(torch.equal(value, last[name]) for name, value in kept.items())
+
+
 def test_sigterm_saves_the_state_and_says_how_to_go_on(
     finished, solar_cells, fit_in_second_process, small_settings, tmp_path
 ):

@@ -172,7 +172,7 @@ class PlanRunner(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase, if this one is over."""
-        if self._has_ended:
+        if self._has_ended and not self._is_last:
             self._go_on(trainer, pl_module)
         self._apply(pl_module)
 
@@ -205,26 +205,16 @@ class PlanRunner(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Begin the next phase within an epoch, if this one's steps are done, or its time is up."""
-        if trainer.progress.accumulated:
-            return
-        phase = self.plan.phases[self.phase]
-        are_done = phase.steps is not None and trainer.global_step - self._now["step"] >= phase.steps
-        self._is_over |= are_done
-        if are_done or self._is_late_by_now(trainer):
-            if self._is_last:
-                trainer.should_stop = True
-            elif not trainer.progress.is_last_batch:  # else the epoch's validation still counts for this one
-                self._go_on(trainer, pl_module)
-                trainer.observe_trainable_set()
+        """Begin the next phase within an epoch, where this one ends, and no validation that counts for it is to come."""
+        if self._is_last or not trainer.is_validation_due():
+            self._end_within_epoch(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the phase's best weights, and see whether it still improves."""
+        """Keep the phase's best weights, and see whether it still improves; begin the next one, where this one ends."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._judge(trainer, pl_module)
             self._apply(pl_module)
-            if self._is_late_by_now(trainer) and self._is_last:
-                trainer.should_stop = True
+            self._end_within_epoch(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the run after the last phase."""
@@ -242,10 +232,21 @@ class PlanRunner(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Likewise where nothing was left to train; let go of the norms; add the adapters to the weights."""
-        self._restore_best(trainer, pl_module)
+        self.settle(trainer, pl_module)
+
+    def settle(self, trainer: Trainer, module: LightningModule) -> None:
+        """Leave the module as it is to be used; for a run that an exception has ended, whoever goes on with it calls this.
+
+        The last phase's best weights are put back, norms let go of, and adapters added to the weights.
+
+        Args:
+            trainer: Of the run.
+            module: That trained in it.
+        """
+        self._put_best_back(trainer, module)
         self._unpin()
         if self.plan.lora is not None:
-            self.adapters = take_adapters_out(pl_module.get_submodule(self.plan.backbone))
+            self.adapters = take_adapters_out(module.get_submodule(self.plan.backbone))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop the clock; let go of the norms."""
@@ -266,15 +267,28 @@ class PlanRunner(Callback):
     def _has_ended(self) -> bool:
         return self._is_over or self._is_late
 
+    def _end_within_epoch(self, trainer: Trainer, module: LightningModule) -> None:
+        """End the phase, if its steps are done or its time is up."""
+        if trainer.progress.accumulated:
+            return
+        phase = self.plan.phases[self.phase]
+        are_done = phase.steps is not None and trainer.global_step - self._now["step"] >= phase.steps
+        self._is_over |= are_done
+        if are_done or self._is_late_by_now(trainer):
+            if self._is_last:
+                trainer.should_stop = True
+            elif not trainer.progress.is_last_batch:  # else it ends with the epoch
+                self._go_on(trainer, module)
+                trainer.observe_trainable_set()
+
     def _go_on(self, trainer: Trainer, module: LightningModule) -> None:
         """Go from a phase's end to the next one's start."""
         self._restore_best(trainer, module)
-        if not self._is_last:
-            self.phase += 1
-            if self.plan.phases[self.phase].needs_best_block:
-                self._best_block = self._find_best_block(trainer, module)
-            self._enter(trainer, self.phase)
-            self._apply(module)
+        self.phase += 1
+        if self.plan.phases[self.phase].needs_best_block:
+            self._best_block = self._find_best_block(trainer, module)
+        self._enter(trainer, self.phase)
+        self._apply(module)
 
     def _enter(self, trainer: Trainer, index: int) -> None:
         phase, progress = self.plan.phases[index], trainer.progress
@@ -423,9 +437,16 @@ class PlanRunner(Callback):
             trainer.say(f"Phase {self._now['name']!r} ends with this epoch: {monitor}: {reason}.")
             self._is_over = True
 
-    @torch.no_grad()
     def _restore_best(self, trainer: Trainer, module: LightningModule) -> None:
         """Put the best weights back; moments of an optimizer belong to the weights that they were gathered at."""
+        has_changed = self._put_best_back(trainer, module)
+        if trainer.strategy.reduce_boolean_decision(has_changed, all=False):
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+
+    @torch.no_grad()
+    def _put_best_back(self, trainer: Trainer, module: LightningModule) -> bool:
+        """Give whether a parameter has changed by it."""
         places: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         best = {
             name: trainer.strategy.part(value, places[name]).to(places[name].device)
@@ -434,11 +455,8 @@ class PlanRunner(Callback):
         others = [name for name, value in best.items() if not torch.equal(places[name], value)]
         for name in others:
             places[name].copy_(best[name])
-        has_changed = any(isinstance(places[name], nn.Parameter) for name in others)
-        if trainer.strategy.reduce_boolean_decision(has_changed, all=False):
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
         self._best_weights = {}
+        return any(isinstance(places[name], nn.Parameter) for name in others)
 
     # ---- the groups
 

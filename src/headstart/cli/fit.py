@@ -221,6 +221,7 @@ def _by_auto(job: Job, request: Request) -> int:
 def _train(job: Job, plan: Plan | None, *, resume: bool) -> tuple[PhaseRecord, bool]:
     """Train by a plan, or `thaw` without one, to the end or to Ctrl-C; give the record and whether it was Ctrl-C."""
     from headstart.callbacks import LearningRateMonitor, LiveView, ModelCheckpoint
+    from headstart.callbacks.plan import runner_of
     from headstart.cli.arguments import device_settings
     from headstart.cli.curves import loggers_of
     from headstart.cli.interrupt import Interrupt, fit_until_ctrl_c
@@ -268,6 +269,9 @@ def _train(job: Job, plan: Plan | None, *, resume: bool) -> tuple[PhaseRecord, b
         **device_settings(options),
     )
     was_interrupted = fit_until_ctrl_c(trainer, model, data, interrupt, resume=resume)
+    runner = runner_of(trainer)
+    if was_interrupted and runner is not None:
+        runner.settle(trainer, model)
     if folder.is_ours:
         keep_adapters(trainer, model, folder.path)
     return record, was_interrupted
