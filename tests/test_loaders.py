@@ -8,6 +8,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    WeightedRandomSampler,
 )
 
 from headstart import seed_everything
@@ -65,6 +66,15 @@ def test_a_shuffled_loader_is_replaced_by_one_in_order_with_a_warning():
     assert [batch.tolist() for batch in found] == [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]
     in_order = DataLoader(TEN)
     assert without_shuffling(in_order) is in_order
+
+
+def test_a_loader_that_draws_by_weights_is_replaced_too():
+    drawn = WeightedRandomSampler(torch.ones(10), 10)
+    with pytest.warns(UserWarning, match="the training loader draws by a WeightedRandomSampler"):
+        found = without_shuffling(DataLoader(TEN, batch_size=4, sampler=drawn))
+    assert next(iter(found)).tolist() == [0.0, 1.0, 2.0, 3.0]
+    own = DataLoader(TEN, batch_sampler=BatchSampler(drawn, 4, drop_last=False))
+    assert without_shuffling(own) is own
 
 
 def test_samplers_are_told_the_epoch_wherever_they_are():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from headstart.errors import MisconfigurationError
 from headstart.seed import capture_random_state, restore_random_state
@@ -79,10 +79,19 @@ def num_batches(loader: Any, limit: Limit, *, name: str) -> int | None:
 
 def without_shuffling(loader: Any) -> Any:
     """Give a loader that yields the same batches in every epoch: for `overfit_batches`."""
-    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler):
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader
+    if loader.batch_size is None or isinstance(
+        loader.sampler, SequentialSampler
+    ):  # or it has batches of its own
+        return loader
+    what = (
+        "shuffles"
+        if isinstance(loader.sampler, RandomSampler)
+        else f"draws by a {type(loader.sampler).__name__}"
+    )
     warnings.warn(
-        "overfit_batches: the training loader shuffles; it was given a sequential sampler.", stacklevel=2
+        f"overfit_batches: the training loader {what}; it was given a sequential sampler.", stacklevel=2
     )
     return DataLoader(
         loader.dataset,

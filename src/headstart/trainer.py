@@ -71,7 +71,8 @@ class Trainer:
         max_time: Stop after this long: `"DD:HH:MM:SS"`, a `timedelta`, or its keywords as a dict.
         limit_train_batches: Take this many (int) or this fraction (float) of the batches; likewise `limit_val_batches`,
             `limit_test_batches`, `limit_predict_batches`.
-        overfit_batches: Train and validate on this many (or this fraction) of the batches, the same in every epoch.
+        overfit_batches: Train and validate on this many (or this fraction) of the batches, the same in every epoch; those of a
+            `batch_sampler` of your own are as it gives them.
         val_check_interval: Validate every so many batches (int) or this fraction of an epoch (float).
         check_val_every_n_epoch: Validate every so many epochs; `None` counts `val_check_interval` across epochs.
         num_sanity_val_steps: Validation batches to try before training; `-1` for all.

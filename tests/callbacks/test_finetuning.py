@@ -362,6 +362,15 @@ def test_a_first_batch_that_fails_leaves_no_counter_behind():
     assert torch.utils._python_dispatch._len_torch_dispatch_stack() == 0
 
 
+def test_batches_that_are_all_skipped_leave_no_counter_behind():
+    class Skips(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int:
+            return -1
+
+    fit(Skips(), BackboneFinetuning(1), max_epochs=2)
+    assert torch.utils._python_dispatch._len_torch_dispatch_stack() == 0
+
+
 # ---- BackboneFinetuning
 
 

@@ -328,6 +328,10 @@ class BaseFinetuning(Callback):
             self._total_flops = counter.get_total_flops()
             counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop counting, where every batch was skipped."""
+        self._stop_counting()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop counting."""
         self._stop_counting()
