@@ -202,19 +202,8 @@ def _train_batch(trainer: Trainer, batch: Any, batch_idx: int) -> str | None:
             if loss is not None and outputs is not None:
                 outputs["loss"] = loss.detach().clone()
         if steps_now and optimizer is not None:
-            if progress.accumulated and progress.accumulated == before:
-                # The window's last batch gave no loss: no backward pass has averaged the gradients of the others.
-                trainer.strategy.average_gradients(
-                    [each for group in optimizer.param_groups for each in group["params"]]
-                )
-            if progress.accumulated and not trainer.nan_guard.accepts_gradients(optimizer):
-                progress.accumulated = 0
-            if not progress.accumulated:
-                # An overridden optimizer_step may step anyway: without gradients nothing moves.
-                optimizer.zero_grad(set_to_none=True)
-                return None
-            _before_step(trainer, optimizer, batch_idx)
-            trainer.boundary.is_torn = True  # until the step is taken
+            can_step = _prepare_step(trainer, optimizer, batch_idx, is_averaged=progress.accumulated > before)
+            return loss if can_step else None
         return loss
 
     if optimizer is None or not steps_now:
@@ -280,6 +269,27 @@ def _window(trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
     if isinstance(total, int):
         return min(full, total - (batch_idx - position)), steps_now
     return full, steps_now
+
+
+def _prepare_step(
+    trainer: Trainer, optimizer: torch.optim.Optimizer, batch_idx: int, *, is_averaged: bool
+) -> bool:
+    """Give whether a step can be taken with the window's gradients, and bring them to what it is taken with."""
+    progress = trainer.progress
+    if progress.accumulated and not is_averaged:
+        # The window's last batch gave no loss, so no backward pass has averaged what the others gave in each process.
+        trainer.strategy.average_gradients(
+            [each for group in optimizer.param_groups for each in group["params"]]
+        )
+    if progress.accumulated and not trainer.nan_guard.accepts_gradients(optimizer):
+        progress.accumulated = 0
+    if not progress.accumulated:
+        # An overridden optimizer_step may step anyway: without gradients nothing moves.
+        optimizer.zero_grad(set_to_none=True)
+        return False
+    _before_step(trainer, optimizer, batch_idx)
+    trainer.boundary.is_torn = True  # until the step is taken
+    return True
 
 
 def _before_step(trainer: Trainer, optimizer: torch.optim.Optimizer, batch_idx: int) -> None:
