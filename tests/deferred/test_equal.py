@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from headstart.deferred import Reuse
 
@@ -255,6 +255,75 @@ def test_an_operation_that_mixes_samples_is_computed_in_every_batch():
             return self.head(features - features.mean(0) + features.roll(1, 0))
 
     assert_equal(Net(convolutions()), images(), shuffle=True)
+
+
+class Squeezed(Head):
+    def forward(self, x):
+        return self.head(self.backbone(x).reshape(-1, 1, 4).squeeze()).reshape(-1, 3)
+
+
+class Centred(Head):
+    def forward(self, x):
+        features = self.backbone(x)
+        return self.head(features - features.mean(0, keepdim=True))
+
+
+class Shared(Head):
+    def forward(self, x):
+        return self.head(self.backbone(x).softmax(0))
+
+
+@pytest.mark.parametrize("network", [Squeezed, Centred, Shared])
+def test_a_batch_of_one_sample_is_another_case_than_a_full_one(network):
+    # The samples of an epoch are drawn anew, so that one is met in both cases.
+    def loader():
+        return DataLoader(data, batch_size=8, sampler=RandomSampler(data, num_samples=9))
+
+    data, model = images(40), network(convolutions())
+    plain = train(model, loader(), epochs=40)
+    for setting in ("exact", "auto"):
+        reuse = Reuse(setting=setting, min_gain=0, say=lambda line: None)
+        found = train(model, loader(), reuse, epochs=40)
+        torch.testing.assert_close(
+            torch.tensor(found[0]), torch.tensor(plain[0]), rtol=TOLERANCE, atol=TOLERANCE
+        )
+        assert torch.equal(found[2], plain[2]), "the random state afterwards"
+        assert reuse.report().num_looked_up > 0
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_may_end_with_a_batch_of_one_sample(shuffle):
+    assert_equal(Squeezed(convolutions()), images(17), shuffle=shuffle)
+
+
+@pytest.mark.parametrize("network", [Squeezed, Centred, Shared])
+def test_a_data_set_may_be_read_in_batches_of_one_and_in_full_ones(network):
+    data, model = images(), network(convolutions())
+    reuse = Reuse(model, "auto", min_gain=0, say=lambda line: None)
+    passes = [(4, range(8)), (1, range(8, 11)), (4, range(8, 22)), (1, range(22)), (4, range(22))]
+    for size, samples in passes:
+        loader = DataLoader(data, batch_size=size, sampler=samples)
+        for (x, _), (plain, _) in zip(reuse.batches(loader), loader, strict=True):
+            torch.testing.assert_close(model(x), model(plain), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_ahead_of_a_batch_of_one_no_full_ones_are_computed_in_its_way():
+    class Uneven(BatchSampler):
+        is_foreseeable = True
+
+        def __iter__(self):
+            yield from [[0], [1], *([each, each + 1] for each in range(2, 22, 2))]
+
+        def __len__(self):
+            return 12
+
+    data, model = images(), Squeezed(convolutions())
+    loader = DataLoader(data, batch_sampler=Uneven(range(22), 2, drop_last=False))
+    plain = train(model, loader)
+    reuse = Reuse(setting="auto", min_gain=0, say=lambda line: None)
+    found = train(model, loader, reuse)
+    torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(plain[0]), rtol=TOLERANCE, atol=TOLERANCE)
+    assert reuse.report().num_computed == len(data)
 
 
 def test_a_frozen_module_that_mixes_samples_is_computed_in_every_batch():

@@ -490,8 +490,11 @@ class Values:
         """Compute what this batch lacks, and what the next ones lack, with all that the last batch needed."""
         assert isinstance(held.column, Column)
         ids = batch.ids[missing]
+        is_single = batch.size == 1  # and so are all calls of the expression
         if batch.ahead is not None and held.has_module:
-            ids = torch.cat([ids, *batch.ahead(batch.reach)])
+            # The full ones will ask for other expressions than a batch of one does.
+            coming = [each for each in batch.ahead(batch.reach) if not is_single or len(each) == 1]
+            ids = torch.cat([ids, *coming])
             absent = held.column.missing(ids)
             ids = ids if absent is None else ids[absent]
         ids = torch.unique(ids)
@@ -499,6 +502,8 @@ class Values:
             ids = ids[torch.tensor(batch.source.lengths(ids)).argsort(stable=True)]
         wanted = {expression: held}
         for each in batch.source.targets:
+            if isinstance(each, Output) and each.call.is_single != is_single:
+                continue  # in chunks of this size, its calls would do something else
             other = self.held.get(each)
             if other is None or other.witness is not None or not isinstance(other.column, Column):
                 continue
