@@ -140,6 +140,32 @@ def test_an_epoch_s_value_is_reduced_from_its_steps(after_fit, reduce_fx, expect
     assert after_fit(module)[0] == {"x": expected}
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor(True), torch.tensor(200, dtype=torch.uint8), torch.tensor(-100, dtype=torch.int8),
+        torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(300.0, dtype=torch.float16), torch.tensor(2**40 + 1),
+        torch.tensor(1.0), torch.tensor(0.1, dtype=torch.float64),
+    ],
+    ids=lambda value: str(value.dtype),
+)  # fmt: skip
+def test_a_sum_is_as_large_as_its_values_make_it_in_any_number_format(after_fit, value):
+    # As many steps as take a sum in the value's own format to its end.
+    steps = DataLoader(torch.ones(300, 1))
+    module = logging_steps(
+        lambda self, batch, _: self.log("x", value, on_step=False, on_epoch=True, reduce_fx="sum")
+    )
+    expected = sum(value.tolist() for _ in range(300))
+    assert after_fit(module, loader=steps)[0]["x"] == pytest.approx(expected, rel=1e-7)
+
+
+def test_a_sum_of_booleans_counts_them(after_fit):
+    module = logging_steps(
+        lambda self, batch, _: self.log("x", (batch > 2).any(), on_step=False, on_epoch=True, reduce_fx="sum")
+    )
+    assert after_fit(module)[0] == {"x": 2.0}
+
+
 def test_another_reduction_is_refused(after_fit):
     module = logging_steps(lambda self, batch, _: self.log("x", 1.0, on_epoch=True, reduce_fx="median"))
     with pytest.raises(MisconfigurationError, match="'median'.*expected 'mean', 'sum', 'min' or 'max'"):

@@ -349,6 +349,17 @@ def test_resumes_a_stream_that_does_not_know_its_length(tmp_path):
     )
 
 
+def test_resumes_sums_of_booleans_and_of_halves(tmp_path):
+    class Sums(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            for name, value in (("first", batch[0].mean() > 0), ("halves", loss.detach().bfloat16())):
+                self.log(name, value, on_step=False, on_epoch=True, reduce_fx="sum")
+            return loss
+
+    check_every_resume(tmp_path, Sums, every=3)
+
+
 @pytest.mark.filterwarnings(
     "ignore:The backbone is to be thawed at epoch 1, and training ends after 1 epochs"
 )

@@ -125,6 +125,13 @@ def _value_of(reduction: str, parts: list[tuple[torch.Tensor, float]]) -> torch.
     return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
 
 
+def _wide_enough(value: torch.Tensor) -> torch.Tensor:
+    """Give a value in a format that holds a sum of many: integers and booleans as `torch.sum` does, in int64."""
+    if not value.is_floating_point():
+        return value.to(torch.int64)
+    return value if value.dtype == torch.float64 else value.to(torch.float32)
+
+
 class Results:
     """The values logged in one training epoch, validation or test.
 
@@ -253,7 +260,9 @@ class Results:
         entry.weight += weight
         if entry.reduction == "mean":
             # float64, where the device has it: an epoch's mean does not depend on how many steps it is made of.
-            value = value * weight if value.device.type == "mps" else value.double() * weight
+            value = (value.float() if value.device.type == "mps" else value.double()) * weight
+        elif entry.reduction == "sum" and value.dtype != torch.float32:
+            value = _wide_enough(value)
         if entry.total is None:
             entry.total = value
         elif entry.reduction in {"mean", "sum"}:
