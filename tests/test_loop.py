@@ -385,6 +385,67 @@ def test_loaders_are_asked_for_again_every_n_epochs(quiet_trainer):
         assert module.asked == asked
 
 
+# ---- a loader that ends before its length
+
+
+class Filtered(IterableDataset):
+    """Says how many samples it has before it leaves some out."""
+
+    def __len__(self):
+        return 10
+
+    def __iter__(self):
+        return (torch.ones(1) for index in range(10) if index not in {3, 4})
+
+
+@pytest.mark.parametrize(
+    ("settings", "validated_after", "steps"),
+    [
+        ({}, [8, 16], 16),
+        ({"check_val_every_n_epoch": 2}, [16], 16),
+        ({"val_check_interval": 4}, [4, 8, 12, 16], 16),
+        ({"accumulate_grad_batches": 3}, [8, 16], 6),  # windows of 3, 3 and 2
+    ],
+)
+def test_a_stream_that_leaves_samples_out_has_a_last_batch(quiet_trainer, settings, validated_after, steps):
+    class Counted(Slope):
+        def __init__(self):
+            super().__init__()
+            self.count, self.at = 0, []
+
+        def training_step(self, batch, batch_idx):
+            self.count += 1
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            self.at.append(self.count)
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+    module = Counted()
+    trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0, **settings)
+    trainer.fit(module, DataLoader(Filtered()), DataLoader(torch.ones(1, 1)))
+    assert (module.count, module.at, trainer.global_step) == (16, validated_after, steps)
+    # Every gradient is 1, and the rate halves after the first epoch.
+    assert module.weight.item() == pytest.approx(-1.5 * steps / 2)
+
+
+def test_a_loader_that_ends_before_its_length_is_said(quiet_trainer):
+    class Overstated:
+        def __len__(self):
+            return 5
+
+        def __iter__(self):
+            return iter(torch.ones(3, 1))
+
+    with pytest.warns(
+        UserWarning, match="gave 3 batches; expected 5, by its length.*Correct the loader's __len__"
+    ):
+        quiet_trainer().fit(Slope(), Overstated())
+
+
 # ---- manual optimization, and optimizers that want more
 
 

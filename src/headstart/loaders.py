@@ -144,7 +144,8 @@ class EpochOfBatches:
         count: How many batches to take; `None` takes all.
         read: Gives the batches of a loader.
 
-    A loader that cannot say its length is read one batch ahead, to know which batch is the last.
+    A loader that cannot say its length is read one batch ahead, to know which batch is the last; so is one of an
+    `IterableDataset`, whose length is often that of what it reads, before it leaves samples out.
 
     Example:
         >>> [(index, batch, last) for index, batch, last in EpochOfBatches([10, 20, 30], count=2)]
@@ -157,7 +158,8 @@ class EpochOfBatches:
         self._loader = loader
         self._read = read
         self._count = count
-        self._look_ahead = length_of(loader) is None
+        is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+        self._look_ahead = is_stream or length_of(loader) is None
         self._states: dict[str, Any] = {}
         self._skip = 0
 
@@ -203,6 +205,8 @@ class EpochOfBatches:
         while self._count is None or index < self._count:
             batch = ahead if self._look_ahead else next(iterator, _END)
             if batch is _END:
+                if self._count is not None and not self._look_ahead:
+                    self._say_that_it_is_short(index)
                 return
             is_last = index + 1 == self._count
             if self._look_ahead and not is_last:
@@ -210,6 +214,14 @@ class EpochOfBatches:
                 is_last = ahead is _END
             yield index, batch, is_last
             index += 1
+
+    def _say_that_it_is_short(self, num_batches: int) -> None:
+        warnings.warn(
+            f"The training loader gave {num_batches} batches; expected {self._count}, by its length. What belongs to the last batch of "
+            "an epoch is not done: its validation, its schedulers, the step of a window that was cut. Correct the loader's "
+            "__len__, or leave it out: a loader without one is read a batch ahead.",
+            stacklevel=2,
+        )
 
     def _read_ahead(self, iterator: Iterator[Any]) -> Any:
         self._states["ahead"] = self.random_state()

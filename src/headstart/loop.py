@@ -295,13 +295,14 @@ def _prepare_step(
 def _before_step(trainer: Trainer, optimizer: torch.optim.Optimizer, batch_idx: int) -> None:
     """The gradients are there: bring them to their true size, show them, clip them."""
     trainer.precision_plugin.unscale(optimizer)
-    position, full = batch_idx % trainer.accumulate_grad_batches, trainer.accumulate_grad_batches
-    if position != full - 1 and not isinstance(trainer.num_training_batches, int):
+    held = batch_idx % trainer.accumulate_grad_batches + 1
+    window, _ = _window(trainer, batch_idx)
+    if held != window:
         # The stream ended within a window, which nobody could know when its first gradients were divided.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(full / (position + 1))
+                    parameter.grad.mul_(window / held)
     hooks, module = trainer.hooks, trainer.lightning_module
     hooks("on_before_optimizer_step", optimizer)
     if trainer.gradient_clip_val is not None or hooks.overrides("configure_gradient_clipping"):
