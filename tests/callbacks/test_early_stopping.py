@@ -131,3 +131,21 @@ def test_evaluation_alone_is_no_check(fit, scripted):
     trainer = fit(scripted([1]), stopping, max_epochs=1)
     trainer.validate(verbose=False)
     assert stopping.wait_count == 0
+
+
+def test_another_module_begins_anew(fit, scripted):
+    stopping = EarlyStopping("val_loss", patience=2)
+    trainer = fit(scripted([1, 0.5, 0.6, 0.7]), stopping, max_epochs=6)
+    assert (trainer.current_epoch, stopping.stopped_epoch) == (4, 3)
+    trainer.fit(scripted([5, 4, 3, 2, 1, 0.9]))
+    assert (trainer.current_epoch, stopping.stopped_epoch, stopping.stopping_reason_message) == (6, 0, None)
+    assert float(stopping.best_score) == pytest.approx(0.9)
+
+
+def test_a_second_fit_of_the_same_module_goes_on_counting(fit, scripted):
+    stopping = EarlyStopping("val_loss", patience=3)
+    module = scripted([1, 2, 2, 2, 2])
+    trainer = fit(module, stopping, max_epochs=2)
+    trainer.max_epochs = 5
+    trainer.fit(module)
+    assert (trainer.current_epoch, stopping.wait_count, float(stopping.best_score)) == (4, 3, 1.0)

@@ -485,6 +485,47 @@ def test_best_weights_are_tested_after_fit(fit, scripted, tmp_path):
     )
 
 
+# ---- another fit by the same trainer
+
+
+def test_another_module_has_a_best_of_its_own_and_leaves_the_files_of_the_first(fit, scripted, tmp_path):
+    class Tested(scripted):
+        def test_step(self, batch, batch_idx):
+            self.log("bias", float(self.layer.bias))
+
+        test_dataloader = scripted.val_dataloader
+
+    saver = ModelCheckpoint(dirpath=tmp_path, monitor="val_loss", save_last=True)
+    trainer = fit(Tested([1]), saver, max_epochs=1)
+    assert names(tmp_path) == ["epoch=0-step=4.ckpt", "last.ckpt"]
+    contents = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    second = Tested([2])
+    trainer.fit(second)
+    assert names(tmp_path) == ["epoch=0-step=4-v1.ckpt", "epoch=0-step=4.ckpt", "last-v1.ckpt", "last.ckpt"]
+    assert {name: (tmp_path / name).read_bytes() for name in contents} == contents
+    assert (Path(saver.best_model_path).name, saver.best_model_score) == ("epoch=0-step=4-v1.ckpt", 2.0)
+    assert saver.current_score == 2.0
+    trained = second.layer.bias.item()
+    assert trainer.test(verbose=False)[0]["bias"] == pytest.approx(trained)
+
+
+def test_another_module_leaves_the_newest_file_of_the_first(fit, scripted, tmp_path):
+    trainer = fit(scripted(), ModelCheckpoint(dirpath=tmp_path), max_epochs=1)
+    trainer.max_epochs = 2
+    trainer.fit(scripted())
+    assert names(tmp_path) == ["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt"]
+
+
+def test_a_second_fit_of_the_same_module_keeps_the_best(fit, scripted, tmp_path):
+    saver = ModelCheckpoint(dirpath=tmp_path, monitor="val_loss", save_last=True)
+    module = scripted([1, 2])
+    trainer = fit(module, saver, max_epochs=1)
+    trainer.max_epochs = 2
+    trainer.fit(module)
+    assert names(tmp_path) == ["epoch=0-step=4.ckpt", "last-previous.ckpt", "last.ckpt"]
+    assert (Path(saver.best_model_path).name, saver.best_model_score) == ("epoch=0-step=4.ckpt", 1.0)
+
+
 # ---- mistakes
 
 

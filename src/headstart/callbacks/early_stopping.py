@@ -54,7 +54,11 @@ class StoppingRule:
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
-        self.best_score = worst(mode)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget the values so far; the settings stay."""
+        self.best_score = worst(self.mode)
         self.wait_count = 0  # values since the last improvement
 
     def reason_to_stop(self, value: float) -> str | None:
@@ -86,8 +90,8 @@ class StoppingRule:
 class EarlyStopping(Callback):
     """Ends the run when a logged value stops improving, at the end of an epoch or of a validation.
 
-    `trainer.min_epochs` and `min_steps` are kept. Readable: `wait_count`, `best_score`, `stopped_epoch` (0 while it
-    has not stopped the run) and `stopping_reason_message`.
+    `trainer.min_epochs` and `min_steps` are kept. A fit of another module begins anew. Readable: `wait_count`,
+    `best_score`, `stopped_epoch` (0 while it has not stopped the run) and `stopping_reason_message`.
 
     Args:
         monitor: The name of the value, as given to `self.log`.
@@ -181,6 +185,13 @@ class EarlyStopping(Callback):
         return torch.tensor(self.rule.best_score)
 
     # ---- when to ask
+
+    def on_model_built(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what the fit of another module reached."""
+        if trainer.progress.total_batches == 0:  # of this fit; what a checkpoint holds comes later
+            self.rule.begin_anew()
+            self.stopped_epoch = 0
+            self.stopping_reason_message = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, if the epoch's end is the time."""

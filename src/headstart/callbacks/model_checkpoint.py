@@ -94,7 +94,8 @@ class ModelCheckpoint(Callback):
     """Saves the run as it goes, and keeps the newest file or those with the best values.
 
     A file is written whole before an older one is removed, so a kill at any moment leaves a file to go on from. The
-    default saves once an epoch, after its validation, and keeps the newest.
+    default saves once an epoch, after its validation, and keeps the newest. A fit of another module begins with no best;
+    the files of the one before it stay.
 
     Readable: `best_model_path`, `best_model_score`, `last_model_path`, `kth_best_model_path`, `best_k_models` (score by
     path), `dirpath`.
@@ -184,17 +185,21 @@ class ModelCheckpoint(Callback):
         self._enable_version_counter = enable_version_counter
 
         self.dirpath = None if dirpath is None else os.path.realpath(Path(dirpath).expanduser())
-        self._best = BestFiles(mode=mode, count=save_top_k)
-        self.best_model_path = ""
-        self.last_model_path = ""
-        self.current_score: torch.Tensor | None = None
+        self._begin_anew()
         self._last_saved_step = 0
         # How far the run was when this fit began, and when `last.ckpt` was written.
         self._begun_at: tuple[int, str] | None = None
         self._last_saved_at: tuple[int, str] | None = None
         self._last_saved_time: float | None = None
-        self._has_validated = False
         self._warned_of: set[str] = set()
+
+    def _begin_anew(self) -> None:
+        """Know of no file; those that there are stay on the disk."""
+        self._best = BestFiles(mode=self.mode, count=self.save_top_k)
+        self.best_model_path = ""
+        self.last_model_path = ""
+        self.current_score: torch.Tensor | None = None
+        self._has_validated = False
 
     # ---- what can be read
 
@@ -285,6 +290,11 @@ class ModelCheckpoint(Callback):
         self._begun_at = self._last_saved_at = None
         if self.dirpath is None and stage == "fit":
             self.dirpath = trainer.strategy.broadcast(os.path.realpath(_default_directory(trainer)))
+
+    def on_model_built(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with no best file where another module is fitted: its predecessor's are not its own."""
+        if trainer.progress.total_batches == 0:  # of this fit; what a checkpoint holds comes later
+            self._begin_anew()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock. What was loaded need not be saved again; what a kill left half written can go."""
