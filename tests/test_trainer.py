@@ -282,6 +282,62 @@ def test_a_fit_of_another_module_begins_anew(quiet_trainer):
     assert trainer.callback_metrics == {}
 
 
+class Watched(Slope):
+    """Logs in every step of a validation, and a scheduler watches it that takes what was logged last."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("value", 1.0, on_step=True, on_epoch=True)
+
+    def test_step(self, batch, batch_idx):
+        self.log("tested", 2.0)
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=100)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": "value", "strict": False},
+        }
+
+
+@pytest.mark.parametrize("kind", ["test", "validate"])
+@pytest.mark.filterwarnings("ignore:The scheduler watches 'value', which was not logged")
+def test_an_evaluation_between_two_fits_leaves_no_trace(quiet_trainer, tmp_path, kind):
+    class Kept(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            logged.append((dict(metrics), step))
+
+    def run(evaluate):
+        module = Watched()
+        trainer = quiet_trainer(max_epochs=2, check_val_every_n_epoch=2, logger=Kept(tmp_path))
+        trainer.fit(module, ones(), ones())
+        values = evaluate(trainer, module)
+        trainer.save_checkpoint(tmp_path / "between.ckpt")
+        kept = torch.load(tmp_path / "between.ckpt", weights_only=True)["loops"]["logbook"]
+        logged.clear()
+        trainer.max_epochs = 4
+        trainer.fit(module, ones(), ones())
+        return values, (
+            trainer.lr_scheduler_configs[0].scheduler.last_epoch,
+            dict(trainer.callback_metrics),
+            dict(trainer.logged_metrics),
+            list(logged),
+            kept,
+        )
+
+    def evaluate(trainer, module):
+        getattr(trainer, kind)(module, ones(3), verbose=False)
+        return dict(trainer.callback_metrics), dict(trainer.logged_metrics)
+
+    logged = []
+    values, found = run(evaluate)
+    assert found == run(lambda trainer, module: None)[1]
+    assert found[0] == 3  # after epochs 1, 2 and 3: before that nothing was logged
+    names = {"tested"} if kind == "test" else {"value", "value_step", "value_epoch"}
+    # Until the next fit begins, what the evaluation logged can be read, and nothing else.
+    assert (set(values[0]), set(values[1])) == (names, names - {"value"})
+
+
 def test_an_evaluation_that_was_interrupted_leaves_the_next_fit_alone(quiet_trainer, capsys):
     class Interrupted(Slope):
         def training_step(self, batch, batch_idx):

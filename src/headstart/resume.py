@@ -87,7 +87,7 @@ def _state_of_process(trainer: Trainer) -> dict[str, Any]:
         "random_state": trainer.state_before_validation
         if logbook.evaluation is not None and progress.stage == "stepped"
         else trainer.train_batches.random_state(),
-        "logbook": logbook.state_dict(module),
+        "logbook": trainer.fit_logbook.state_dict(module),
     }
     if trainer.train_dataloader is not None:
         state["data"] = data_sizes(trainer)

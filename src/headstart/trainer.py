@@ -255,7 +255,8 @@ class Trainer:
         # The random state, for a validation that is begun anew.
         self.state_before_validation: dict[str, Any] = {}
 
-        self.logbook = Logbook(self)
+        # Of what runs, or ran last. An evaluation has one of its own: a fit goes on with what its own holds.
+        self.logbook = self.fit_logbook = Logbook(self)
 
         # What becomes of a run that is ended from outside, or fails.
         self.signals = Signals()
@@ -491,6 +492,7 @@ class Trainer:
     def _set_up_fit(self, ckpt_path: str | Path | None) -> None:
         """From the built module to the first epoch: the order is the contract's, see docs/design.md."""
         module = self.lightning_module
+        self.logbook = self.fit_logbook
         continuing = ckpt_path is None and self._fitted is module and self.progress.global_step > 0
         if (
             ckpt_path == "last"
@@ -640,7 +642,7 @@ class Trainer:
                 self.num_val_batches = limits
             else:
                 self.num_test_batches = limits
-            self.logbook.forget()
+            self.logbook = Logbook(self)
             with isolated_random_state():
                 summary = loop.evaluate(self, kind, all_loaders, limits)
         if verbose and self.is_global_zero:
