@@ -1,6 +1,7 @@
 """What a run remembers of its phases, and where its curves mark them."""
 
 import pytest
+from torch.utils.data import DataLoader
 
 from headstart.artefact import read_metadata
 from headstart.cli import fit
@@ -9,8 +10,10 @@ from headstart.cli.set_up import num_epochs_of_the_head_alone
 from headstart.plan import Phase, Plan
 from headstart.plans import named_plan
 from headstart.report.figures import loss_figure
+from headstart.tasks import ImageClassifier
 from tests.callbacks.test_plan import Net
 from tests.callbacks.test_plan import fit as fit_plan
+from tests.tasks.test_classifier import quiet_trainer, small_data, small_network
 
 PHASES = (
     ("head", {"trains": "head", "steps": 4}),  # ends within an epoch
@@ -55,6 +58,17 @@ def test_the_best_epoch_is_one_of_the_last_phase():
     assert found.best_epoch("val_f1", "max") == 2
     assert found.best_epoch("val_f1", "min") == 1
     assert found.best_epoch("another", "max") is None
+
+
+def test_an_epoch_reached_the_mean_of_its_training_loss(tmp_path):
+    found = PhaseRecord()
+    model = ImageClassifier(small_network(), class_names=["a", "b", "c"], image_size=16, lr=0.1)
+    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[found])
+    loader = DataLoader(small_data(), batch_size=7)
+    trainer.fit(model, loader, loader)
+    assert found.epochs[1]["train_loss_epoch"] == float(trainer.callback_metrics["train_loss_epoch"])
+    # What a plan that watches it has seen.
+    assert found.epochs[1]["train_loss"] == float(trainer.callback_metrics["train_loss"])
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,11 @@ def test_curves_leave_out_points_of_very_long_runs(tmp_path):
     assert found["curves"]["train_loss"][-1] == (3999, 1 / 4000)
     assert found["curves"]["val_loss"] == [(n * 1000 + 999, 0.5) for n in range(4)]
     assert read_curves(tmp_path / "gone.csv", []) == {"curves": {}, "epoch_ends": []}
+
+
+def test_the_end_of_an_epoch_is_a_point_at_the_mean_of_its_training_loss(tmp_path):
+    rows = ["step,epoch,train_loss,val_loss", "3,0,,0.5", "4,1,0.25,", "7,1,,0.5"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows))
+    epochs = [{"epoch": n, "train_loss": 9.0, "train_loss_epoch": 1.0 - n / 2} for n in range(2)]
+    found = read_curves(tmp_path / "metrics.csv", epochs)
+    assert found["curves"]["train_loss"] == [(3, 1.0), (4, 0.25), (7, 0.5)]

@@ -4,7 +4,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from headstart import Trainer
+from headstart import Callback, Trainer
 from headstart.errors import MisconfigurationError
 from headstart.tasks import ImageClassifier, TextClassifier, balanced_class_weights
 
@@ -38,6 +38,24 @@ def test_plain_trainer_fits_tests_and_predicts(tmp_path):
     guesses, targets = probabilities.argmax(1).numpy(), small_data().tensors[1].numpy()
     assert found["test_acc"] == pytest.approx(accuracy_score(targets, guesses))
     assert found["test_f1"] == pytest.approx(f1_score(targets, guesses, average="macro"))
+
+
+def test_the_training_loss_is_logged_for_each_step_and_as_the_mean_of_the_epoch(tmp_path):
+    class Steps(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            values = dict(trainer.callback_metrics)
+            steps.append((float(outputs["loss"]), float(values["train_loss"]), len(batch[1])))
+
+    steps = []
+    model = ImageClassifier(small_network(), class_names=NAMES, image_size=16, lr=0.1)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[Steps()])
+    trainer.fit(model, DataLoader(small_data(), batch_size=7))
+    assert [size for *_, size in steps] == [7, 7, 7, 3]
+    assert all(loss == logged for loss, logged, _ in steps)
+    mean = sum(loss * size for loss, _, size in steps) / 24
+    assert abs(mean - steps[-1][0]) > 1e-3
+    assert float(trainer.callback_metrics["train_loss_epoch"]) == pytest.approx(mean)
+    assert float(trainer.callback_metrics["train_loss"]) == steps[-1][0]
 
 
 def test_optimizer_takes_what_trains():

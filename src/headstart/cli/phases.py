@@ -44,8 +44,8 @@ class PhaseRecord(Callback):
 
     Attributes:
         phases: In their order.
-        epochs: For each epoch its number from 0, its phase, and the values of `val_loss`, `val_acc`, `val_f1` and
-            `train_loss`.
+        epochs: For each epoch its number from 0, its phase, the values of `val_loss`, `val_acc` and `val_f1`, the mean of
+            the training loss as `train_loss_epoch`, and that of the last batch as `train_loss`, which a plan may watch.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class PhaseRecord(Callback):
         values = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if name in {"train_loss", "val_loss", "val_acc", "val_f1"}
+            if name in {"train_loss", "train_loss_epoch", "val_loss", "val_acc", "val_f1"}
         }
         self.epochs.append({"epoch": trainer.current_epoch, "phase": self.phases[-1].name, **values})
 

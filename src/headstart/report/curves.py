@@ -19,7 +19,7 @@ def read_curves(metrics_file: Path, epochs: list[dict[str, Any]]) -> dict[str, A
 
     Args:
         metrics_file: What `CSVLogger` wrote. Where it is missing there are no curves.
-        epochs: What each reached: its number, `train_loss`.
+        epochs: What each reached: its number, `train_loss_epoch`, a point where the step at its end was not logged.
 
     Returns:
         `curves`, a list of `(step, value)` for each name; `epoch_ends`, as `(epoch, step)`.
@@ -36,8 +36,8 @@ def read_curves(metrics_file: Path, epochs: list[dict[str, Any]]) -> dict[str, A
                     if row.get(name):
                         curves[name][step] = float(row[name] or 0)
     for epoch in epochs:
-        if "train_loss" in epoch and epoch["epoch"] in epoch_ends:
-            curves["train_loss"].setdefault(epoch_ends[epoch["epoch"]], epoch["train_loss"])
+        if "train_loss_epoch" in epoch and epoch["epoch"] in epoch_ends:
+            curves["train_loss"].setdefault(epoch_ends[epoch["epoch"]], epoch["train_loss_epoch"])
     return {
         "curves": {name: _thinned(sorted(points.items())) for name, points in curves.items() if points},
         "epoch_ends": sorted(epoch_ends.items()),

@@ -41,8 +41,8 @@ def balanced_class_weights(class_counts: Sequence[int]) -> list[float]:
 class Classifier(LightningModule):
     """A backbone with a linear head: the base of `ImageClassifier` and `TextClassifier`.
 
-    It logs `train_loss`, and `val_loss`, `val_acc`, `val_f1` (macro), and the same for `test_`. A batch is
-    `(inputs, targets)`; to predict, the inputs alone.
+    It logs `train_loss` of each step, its mean over the epoch as `train_loss_epoch`, and `val_loss`, `val_acc`, `val_f1`
+    (macro), and the same three for `test_`. A batch is `(inputs, targets)`; to predict, the inputs alone.
 
     Attributes:
         backbone: Gives features (B, width).
@@ -109,6 +109,8 @@ class Classifier(LightningModule):
         inputs, targets = batch
         loss = self.loss(self(inputs), targets)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(targets))
+        # Under a name of its own: on_epoch above would log each step as train_loss_step.
+        self.log("train_loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(targets))
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
