@@ -12,6 +12,8 @@ from headstart import Callback
 from headstart.callbacks import LearningRateMonitor
 from headstart.errors import MisconfigurationError
 from headstart.loggers import CSVLogger
+from headstart.plan import Phase, Plan
+from tests.callbacks.test_plan import fit as fit_plan
 
 
 @pytest.fixture
@@ -118,6 +120,36 @@ def test_one_group_with_a_name_goes_by_it(record):
 def test_a_scheduler_may_name_the_rate(record):
     monitor, _ = record(with_scheduler(name="rate"))
     assert monitor.lrs.keys() == {"rate"}
+
+
+class SetsRates(Callback):
+    """Sets the rate of each batch as it begins."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        trainer.optimizers[0].param_groups[0]["lr"] = 1 / (1 + trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("interval", "rates"), [("epoch", [1.0, 1 / 5]), ("step", [1 / n for n in range(1, 9)])]
+)
+@pytest.mark.parametrize("stands_first", [True, False])
+def test_rates_that_are_set_as_a_batch_begins_are_the_ones_recorded(
+    fit, scripted, tmp_path, interval, rates, stands_first
+):
+    monitor = LearningRateMonitor(interval)
+    callbacks = [monitor, SetsRates()] if stands_first else [SetsRates(), monitor]
+    fit(scripted(), *callbacks, max_epochs=2, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    assert monitor.lrs == {"lr-SGD": rates}
+
+
+def test_an_epochs_rates_are_those_of_the_plans_schedule(tmp_path):
+    phase = Phase(name="all", trains="head", lr=1.0, epochs=2, warmup_steps=2, schedule="linear")
+    monitor, logger = LearningRateMonitor("epoch"), CSVLogger(tmp_path)
+    fit_plan(Plan(phases=[phase]), None, monitor, logger=logger)
+    # Three steps an epoch: 1/2, 1, 1, and 3/4, 1/2, 1/4.
+    assert monitor.lrs["lr-SGD/head"] == pytest.approx([0.5, 0.75])
+    with (Path(logger.log_dir) / "metrics.csv").open(newline="") as file:
+        assert values(csv.DictReader(file), "lr-SGD/head") == [(0, 0.5), (3, 0.75)]
 
 
 def test_a_group_added_in_mid_run_is_recorded_from_then_on(record):

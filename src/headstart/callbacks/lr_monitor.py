@@ -26,8 +26,8 @@ class LearningRateMonitor(Callback):
     `lrs` holds every recorded rate, by key.
 
     Args:
-        logging_interval: `"step"` for each step that is logged, `"epoch"` for each epoch. `None`: both for an optimizer
-            without a scheduler, else as often as its scheduler steps.
+        logging_interval: `"step"` for each step that is logged, `"epoch"` for each epoch, with the rates of its first step.
+            `None`: both for an optimizer without a scheduler, else as often as its scheduler steps.
         log_momentum: Record momentum (or Adam's first beta) too, as `lr-SGD-momentum`.
         log_weight_decay: Record weight decay too, as `lr-SGD-weight_decay`.
 
@@ -38,6 +38,9 @@ class LearningRateMonitor(Callback):
         >>> LearningRateMonitor(logging_interval="epoch").lrs
         {}
     """
+
+    # What the module and other callbacks set as a batch begins is the rate of its step.
+    runs_after_module = True
 
     def __init__(
         self,
@@ -75,15 +78,13 @@ class LearningRateMonitor(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Record the rates with which this batch's step is taken, if the step is one that is logged."""
+        """Record the rates with which this batch's step is taken, if the epoch starts with it or the step is logged."""
+        if batch_idx == 0:  # as the epoch began, a plan's schedule had not set them yet
+            self._record(trainer, "epoch")
         step = trainer.progress.logged_steps
         if (step + 1) % trainer.log_every_n_steps == 0 and step != self._logged_step:
             self._logged_step = step  # once a step, however many batches its gradients are made of
             self._record(trainer, "step")
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the rates with which the epoch starts."""
-        self._record(trainer, "epoch")
 
     def _record(self, trainer: Trainer, interval: str) -> None:
         if not trainer.loggers:
