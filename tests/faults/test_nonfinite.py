@@ -137,6 +137,28 @@ def test_a_bad_batch_counts_as_nothing_in_its_accumulation_window(quiet_trainer)
     assert same(net, reference)
 
 
+@pytest.mark.parametrize("base", [Net, BadGradient])
+@pytest.mark.parametrize("watches", [False, True])
+def test_a_schedule_of_steps_does_not_move_at_a_batch_that_is_left_out(base, watches, quiet_trainer):
+    class Scheduled(base):
+        def training_step(self, batch, batch_idx):
+            self.log("watched", 1.0)
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = (
+                torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=100)
+                if watches
+                else torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            )
+            return [optimizer], [{"scheduler": schedule, "interval": "step", "monitor": "watched"}]
+
+    trainer = fit(quiet_trainer(on_nan="skip"), Scheduled(), samples())
+    assert (trainer.global_step, len(trainer.skipped_batches)) == (9, 1)
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 9
+
+
 def test_by_default_it_is_said_and_changes_nothing(quiet_trainer):
     torch.manual_seed(0)
     net = Net()
