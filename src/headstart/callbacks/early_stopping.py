@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headstart.callback import Callback
-from headstart.callbacks.monitored import Mode, check_mode, is_better, never_logged, worst
+from headstart.callbacks.monitored import (
+    Mode,
+    acts_on_train_epoch_end,
+    check_mode,
+    is_better,
+    never_logged,
+    worst,
+)
 
 if TYPE_CHECKING:
     from headstart.module import LightningModule
@@ -195,7 +202,7 @@ class EarlyStopping(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, if the epoch's end is the time."""
-        if self._checks_on_train_epoch_end(trainer):
+        if acts_on_train_epoch_end(trainer, self._check_on_train_epoch_end):
             self._check(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -203,15 +210,9 @@ class EarlyStopping(Callback):
         if (
             trainer.state.fn == "fit"
             and not trainer.sanity_checking
-            and not self._checks_on_train_epoch_end(trainer)
+            and not acts_on_train_epoch_end(trainer, self._check_on_train_epoch_end)
         ):
             self._check(trainer)
-
-    def _checks_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        if self._check_on_train_epoch_end is not None:
-            return self._check_on_train_epoch_end
-        once_an_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
-        return once_an_epoch or not trainer.enable_validation
 
     def _check(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:

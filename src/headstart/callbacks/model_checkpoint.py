@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from headstart.callback import Callback
-from headstart.callbacks.monitored import Mode, check_mode, is_better, never_logged, worst
+from headstart.callbacks.monitored import (
+    Mode,
+    acts_on_train_epoch_end,
+    check_mode,
+    is_better,
+    never_logged,
+    worst,
+)
 from headstart.checkpoint import keeping_previous, previous_path
 from headstart.errors import MisconfigurationError, did_you_mean
 from headstart.files import remove
@@ -320,12 +327,12 @@ class ModelCheckpoint(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._has_validated = True
-        if not self._saves_on_train_epoch_end(trainer):
+        if not acts_on_train_epoch_end(trainer, self._save_on_train_epoch_end):
             self._save_if_epoch_is_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, if the epoch's end is the time."""
-        if self._saves_on_train_epoch_end(trainer):
+        if acts_on_train_epoch_end(trainer, self._save_on_train_epoch_end):
             self._save_if_epoch_is_due(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -367,12 +374,6 @@ class ModelCheckpoint(Callback):
     @staticmethod
     def _place(trainer: Trainer) -> tuple[int, str]:
         return trainer.progress.total_batches, trainer.progress.stage
-
-    def _saves_on_train_epoch_end(self, trainer: Trainer) -> bool:
-        if self._save_on_train_epoch_end is not None:
-            return self._save_on_train_epoch_end
-        once_an_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
-        return once_an_epoch or not trainer.enable_validation
 
     def _save_if_epoch_is_due(self, trainer: Trainer) -> None:
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from headstart.errors import MisconfigurationError, UnknownNameError, did_you_mean
+
+if TYPE_CHECKING:
+    from headstart.trainer import Trainer
 
 Mode = Literal["min", "max"]
 
@@ -45,6 +48,19 @@ def check_mode(mode: str, *, owner: str) -> None:
         raise MisconfigurationError(
             f"{owner}(mode={mode!r}): expected 'min' where less is better (a loss), 'max' where more is (an accuracy)."
         )
+
+
+def acts_on_train_epoch_end(trainer: Trainer, chosen: bool | None) -> bool:
+    """Whether a callback acts at an epoch's end, and not after each validation.
+
+    Args:
+        trainer: Of the run.
+        chosen: What the callback was told; `None` is after each validation, or at the epoch's end where each has one.
+    """
+    if chosen is not None:
+        return chosen
+    once_an_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+    return once_an_epoch or not trainer.enable_validation
 
 
 def never_logged(name: str, logged: Iterable[str], *, owner: str) -> UnknownNameError:
