@@ -1,5 +1,7 @@
 """What a run remembers of its phases, and where its curves mark them."""
 
+import math
+
 import pytest
 from torch.utils.data import DataLoader
 
@@ -58,6 +60,13 @@ def test_the_best_epoch_is_one_of_the_last_phase():
     assert found.best_epoch("val_f1", "max") == 2
     assert found.best_epoch("val_f1", "min") == 1
     assert found.best_epoch("another", "max") is None
+    for each in found.epochs[1:3]:  # the phase begins with values that are no numbers
+        each["val_f1"] = math.nan
+    assert found.best_epoch("val_f1", "max") == 3
+    assert found.best_epoch("val_f1", "min") == 4
+    for each in found.epochs:
+        each["val_f1"] = math.nan
+    assert found.best_epoch("val_f1", "max") is None
 
 
 def test_an_epoch_reached_the_mean_of_its_training_loss(tmp_path):

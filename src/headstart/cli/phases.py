@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,7 +59,9 @@ class PhaseRecord(Callback):
         """Give the epoch of the last phase with the best value, the first of equals; `None` where it was not recorded."""
         last = self.phases[-1].name if self.phases else None
         found: dict[int, float] = {
-            each["epoch"]: each[monitor] for each in self.epochs if each["phase"] == last and monitor in each
+            each["epoch"]: each[monitor]
+            for each in self.epochs
+            if each["phase"] == last and monitor in each and not math.isnan(each[monitor])
         }
         if not found:
             return None
