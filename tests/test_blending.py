@@ -26,6 +26,11 @@ def network(seed=0):
     return net
 
 
+def test_a_mask_of_infinities_stays_as_it_is():
+    mask = torch.full((2, 2), -torch.inf).triu(1)
+    assert torch.equal(interpolate({"mask": mask}, {"mask": mask.clone()}, 0.5)["mask"], mask)
+
+
 def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 

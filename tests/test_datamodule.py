@@ -212,6 +212,24 @@ def test_transfer_hooks_change_the_batches_of_every_run(quiet_trainer, fn, kind,
     assert module.seen[kind] == {(2.0 + 10) * 2 + 1}
 
 
+def test_each_transfer_hook_is_the_module_s_where_the_data_module_has_none(quiet_trainer):
+    class Data(LightningDataModule):
+        def predict_dataloader(self):
+            return DataLoader(torch.ones(2, 1))
+
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch + 1
+
+    class Module(LightningModule):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch * 10
+
+        def predict_step(self, batch, batch_idx):
+            return batch.item()
+
+    assert quiet_trainer().predict(Module(), datamodule=Data()) == [20.0, 20.0]
+
+
 def test_a_data_module_s_transfer_hooks_go_before_the_module_s(quiet_trainer):
     class Other(Sees):
         def on_after_batch_transfer(self, batch, dataloader_idx):

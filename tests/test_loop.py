@@ -206,6 +206,44 @@ def test_a_batch_without_a_loss_moves_nothing_where_the_module_steps_itself(quie
     assert trainer.global_step == 2
 
 
+def test_a_scaled_step_is_left_out_with_its_loss_where_the_module_steps_itself(quiet_trainer):
+    class Steps(Without):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            optimizer.step(closure=optimizer_closure)
+
+    module = Steps(0)
+    trainer = quiet_trainer(precision="16-mixed")
+    trainer.fit(module, DataLoader(torch.ones(3, 1)))
+    assert module.weight.item() == -2.0
+    assert trainer.global_step == 2
+
+
+def test_the_schedule_of_epochs_goes_on_where_one_was_cut_short(quiet_trainer):
+    class Skips(Slope):
+        rates = []
+
+        def on_train_epoch_start(self):
+            self.rates.append(self.optimizers().param_groups[0]["lr"])
+
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 1 else None
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+    module = Skips()
+    quiet_trainer(max_epochs=3).fit(module, DataLoader(torch.ones(4, 1)))
+    assert module.rates == [1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("value", [None, 0, 0.0])
+def test_no_gradient_is_clipped_without_a_bound(quiet_trainer, value):
+    module = Slope()
+    quiet_trainer(gradient_clip_val=value).fit(module, DataLoader(torch.ones(2, 1)))
+    assert module.weight.item() == -2.0
+
+
 def test_lbfgs_leaves_out_a_batch_without_a_loss(quiet_trainer):
     class Squares(Without):
         def training_step(self, batch, batch_idx):
@@ -447,6 +485,28 @@ def test_a_loader_that_ends_before_its_length_is_said(quiet_trainer):
 
 
 # ---- manual optimization, and optimizers that want more
+
+
+def test_a_step_by_hand_gives_what_its_closure_gave(quiet_trainer):
+    class Manual(Slope):
+        given = []
+
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            def closure():
+                loss = (self.weight * batch).mean() + 1
+                self.optimizers().zero_grad()
+                self.manual_backward(loss)
+                return loss
+
+            self.given.append(self.optimizers().step(closure=closure).item())
+
+    module = Manual()
+    quiet_trainer().fit(module, DataLoader(torch.ones(2, 1)))
+    assert module.given == [1.0, 0.0]
 
 
 def test_two_optimizers_are_stepped_by_hand(quiet_trainer):

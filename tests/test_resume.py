@@ -504,3 +504,50 @@ def test_a_resume_with_another_plan_is_refused_where_it_has_begun(tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(MisconfigurationError, match="phases that have begun cannot change"):
         new_trainer(plan="full").fit(Net(), train_loader(), val_loader(), ckpt_path=tmp_path / "a.ckpt")
+
+
+# ---- manual optimization
+
+
+class TwoByHand(LightningModule):
+    """Its second optimizer steps with every other batch, on the gradients of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        one, two = self.optimizers()
+        self.manual_backward(nn.functional.cross_entropy(self.first(x), y))
+        one.step()
+        one.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self.second(x), y))
+        if batch_idx % 2:
+            two.step()
+            two.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(each.parameters(), 0.1) for each in (self.first, self.second)]
+
+
+def test_gradients_that_wait_in_manual_optimization_are_resumed(tmp_path):
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.progress.total_batches}.ckpt")
+
+    def run(*callbacks: Callback, path: Path | None = None) -> dict[str, torch.Tensor]:
+        seed_everything(1)
+        module = TwoByHand()
+        trainer = Trainer(
+            max_epochs=2, callbacks=list(callbacks), accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(Augmented(), BATCH_SIZE, shuffle=True), ckpt_path=path)
+        return module.state_dict()
+
+    whole = run(Saves())
+    for batch in range(1, 2 * NUM_BATCHES):
+        rest = run(path=tmp_path / f"{batch}.ckpt")
+        assert all(torch.equal(value, rest[name]) for name, value in whole.items()), batch

@@ -227,7 +227,8 @@ def _between(first: Tensor, second: Tensor, weight: float) -> Tensor:
     # torch.lerp moves by a share of the difference: what is equal in both stays so, bit for bit. Half precision is
     # rounded once, at the end.
     wide = torch.promote_types(first.dtype, torch.float32)
-    return torch.lerp(first.detach().to(wide), second.detach().to(wide), weight).to(first.dtype)
+    blend = torch.lerp(first.detach().to(wide), second.detach().to(wide), weight).to(first.dtype)
+    return torch.where(first == second, first.detach(), blend)  # infinities of a mask have no difference
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

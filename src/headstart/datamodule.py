@@ -16,6 +16,9 @@ class DataHooks:
     A loader is any sized or unsized iterable of batches; for validation, test and prediction, also a list of them.
     """
 
+    # Of a loader whose `collate_fn` is a method: the trainer is no part of what it gives, and counts on.
+    fingerprint_excludes = ("trainer", "_trainer")
+
     def prepare_data(self) -> None:
         """Download and unpack: called once a machine, before `setup`. Assign nothing to `self` here."""
 

@@ -118,6 +118,7 @@ def _train_epoch(trainer: Trainer) -> None:
                 progress.is_last_batch = is_last
                 trainer.share = trainer.strategy.share_of(trainer.train_dataloader, batch_idx)
                 if _train_batch(trainer, batch, batch_idx) == "skip the rest of the epoch":
+                    _step_schedulers(trainer, "epoch", watching=False)
                     break
                 trainer.agree_between_batches()
                 _after_batch(trainer)
@@ -305,7 +306,7 @@ def _before_step(trainer: Trainer, optimizer: torch.optim.Optimizer, batch_idx: 
                     parameter.grad.mul_(window / held)
     hooks, module = trainer.hooks, trainer.lightning_module
     hooks("on_before_optimizer_step", optimizer)
-    if trainer.gradient_clip_val is not None or hooks.overrides("configure_gradient_clipping"):
+    if trainer.gradient_clip_val or hooks.overrides("configure_gradient_clipping"):
         module.configure_gradient_clipping(
             optimizer,
             gradient_clip_val=trainer.gradient_clip_val,
@@ -324,6 +325,8 @@ def _step_with_closure(
             )
         if closure is not None:
             closure()
+            if not trainer.progress.accumulated:
+                return None  # no batch of the window gave a loss
         return trainer.precision_plugin.step(optimizer, optimizer.step)
     if closure is None:
         return optimizer.step()

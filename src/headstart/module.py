@@ -290,13 +290,13 @@ class LightningModule(DataHooks, nn.Module):
 
         Args:
             optimizer: Whose parameters.
-            gradient_clip_val: The largest norm or value; `None` clips nothing.
+            gradient_clip_val: The largest norm or value; `None` and 0 clip nothing.
             gradient_clip_algorithm: `"norm"` (of all gradients together, the default) or `"value"` (each element).
 
         Raises:
             MisconfigurationError: If the algorithm is another word.
         """
-        if gradient_clip_val is None:
+        if not gradient_clip_val:
             return
         algorithm = gradient_clip_algorithm or "norm"
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

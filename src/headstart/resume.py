@@ -106,8 +106,8 @@ def _state_of_process(trainer: Trainer) -> dict[str, Any]:
 
 
 def _gradients(trainer: Trainer) -> dict[str, Any]:
-    """What an accumulation window that is under way has gathered."""
-    if not trainer.progress.accumulated:
+    """What an accumulation window that is under way has gathered, and what manual optimization may step with later."""
+    if not trainer.progress.accumulated and trainer.lightning_module.automatic_optimization:
         return {}
     found = ((name, parameter.grad) for name, parameter in trainer.lightning_module.named_parameters())
     return {"gradients": {name: gradient for name, gradient in found if gradient is not None}}

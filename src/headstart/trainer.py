@@ -81,7 +81,7 @@ class Trainer:
         enable_progress_bar: Show progress.
         enable_model_summary: Print a table of the module before training.
         accumulate_grad_batches: Batches whose gradients make one step.
-        gradient_clip_val: The largest gradient norm (or value).
+        gradient_clip_val: The largest gradient norm (or value); `None` and 0 clip nothing.
         gradient_clip_algorithm: `"norm"` or `"value"`.
         deterministic: Use deterministic algorithms only; `"warn"` warns where there is none.
         benchmark: Let cuDNN choose its algorithms by timing them.
@@ -221,6 +221,7 @@ class Trainer:
 
         # The state of the run.
         self.progress = loop.Progress()
+        self._are_averaged = False  # the gradients of manual optimization, over the processes
         self.state = SimpleNamespace(fn=None, status="initializing", stage=None, finished=False)
         self.stage: str | None = None  # "train", "validate", "test" or "predict": which part is running
         self.should_stop = False
@@ -439,11 +440,16 @@ class Trainer:
             if owner is not None and is_overridden("prepare_data", owner, DataHooks) and self.local_rank == 0:
                 owner.prepare_data()
         self.strategy.barrier("prepare_data")
-        transfer = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-        in_data = datamodule is not None and any(
-            is_overridden(each, datamodule, DataHooks) for each in transfer
-        )
-        self._transfer_hooks: DataHooks = datamodule if in_data and datamodule is not None else model
+        # The data module's, where it overrides one, else the module's.
+        self._transfer_hooks = [
+            getattr(
+                datamodule
+                if datamodule is not None and is_overridden(each, datamodule, DataHooks)
+                else model,
+                each,
+            )
+            for each in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        ]
         for callback in self.callbacks:
             callback.log, callback.log_dict = model.log, model.log_dict  # type: ignore[attr-defined]
         self._each_data_hook("setup", fn)
@@ -953,19 +959,24 @@ class Trainer:
             loss = loss * self.share.weight
         self.hooks("on_before_backward", loss)
         self.lightning_module.backward(self.precision_plugin.scale(loss), *args, **kwargs)
+        # At once: a program may clip them, or step by the optimizer itself. The mean of means is what it was.
+        self.strategy.average_gradients(list(self.lightning_module.parameters()))
+        self._are_averaged = True
         self.hooks("on_after_backward")
 
     def manual_step(
         self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any
     ) -> Any:
         """What `optimizer.step()` does in manual optimization."""
+        loss = None
         if closure is not None and not needs_closure(optimizer):
             with torch.enable_grad():
-                closure()
+                loss = closure()
             closure = None
-        self.strategy.average_gradients(
-            [each for group in optimizer.param_groups for each in group["params"]]
-        )
+        if not self._are_averaged:  # by `manual_backward`
+            self.strategy.average_gradients(
+                [each for group in optimizer.param_groups for each in group["params"]]
+            )
         self.precision_plugin.unscale(optimizer)
         self.hooks("on_before_optimizer_step", optimizer)
         self.boundary.is_torn = True  # until the batch is done
@@ -975,7 +986,7 @@ class Trainer:
             taken = optimizer.step(closure, **kwargs)
         self.progress.global_step += 1
         self.hooks.current = "training_step"
-        return taken
+        return loss if taken is None else taken
 
     # ---- what a program asks of its trainer
 
@@ -1176,11 +1187,11 @@ class Trainer:
 
     def to_device(self, batch: Any, loader_idx: int) -> Any:
         """Move a batch to the device, through the transfer hooks."""
-        owner = self._transfer_hooks
+        before, transfer, after = self._transfer_hooks
         outer, self.hooks.current = self.hooks.current, "on_before_batch_transfer"
-        batch = owner.on_before_batch_transfer(batch, loader_idx)
-        batch = owner.transfer_batch_to_device(batch, self.strategy.device, loader_idx)
-        batch = owner.on_after_batch_transfer(batch, loader_idx)
+        batch = before(batch, loader_idx)
+        batch = transfer(batch, self.strategy.device, loader_idx)
+        batch = after(batch, loader_idx)
         batch = self.precision_plugin.convert_batch(batch)
         self.hooks.current = outer
         return batch

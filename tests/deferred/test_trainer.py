@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from headstart import Callback, LightningModule, Trainer, seed_everything
+from headstart import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from headstart.callbacks import BackboneFinetuning, ModelCheckpoint
 from headstart.deferred import Deferred, Reuse, Views
 from headstart.errors import MisconfigurationError
@@ -88,6 +88,37 @@ def fit(trainer, data=None, *, freeze=True, **settings):
     model = Net(freeze=freeze)
     trainer.fit(model, loader(Photos() if data is None else data), **settings)
     return model, torch.cat([p.detach().flatten() for p in model.parameters()]), torch.rand(2)
+
+
+def stacked(samples):
+    return tuple(torch.stack(each) for each in zip(*samples, strict=True))
+
+
+def test_a_loader_may_collate_by_a_method_of_its_data_module(make_trainer):
+    class Data(LightningDataModule):
+        def collate(self, samples):
+            return stacked(samples)
+
+        def train_dataloader(self):
+            return DataLoader(Photos(), batch_size=8, collate_fn=self.collate)
+
+    trainer = make_trainer("exact", max_epochs=3)
+    trainer.fit(Net(), datamodule=Data())
+    assert trainer.reuse.report().num_computed == 64
+
+
+def test_a_loader_may_collate_by_a_method_of_the_module_that_trains(make_trainer):
+    class Collates(Net):
+        def collate(self, samples):
+            return stacked(samples)
+
+        def train_dataloader(self):
+            return DataLoader(Photos(), batch_size=8, collate_fn=self.collate)
+
+    trainer = make_trainer("exact", max_epochs=2)
+    trainer.fit(Collates())
+    # It might use weights, which change.
+    assert "Photos or its transform has changed: frozen work is done anew." in trainer.reuse.report().remarks
 
 
 @pytest.mark.parametrize("setting", ["auto", "exact"])

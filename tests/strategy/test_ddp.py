@@ -103,8 +103,11 @@ def test_a_step_of_several_processes_is_that_of_one_with_their_batches_together(
     assert found["steps"][0] == found["steps"][1] > 0
 
 
-def test_gradients_are_averaged_in_manual_optimization(run):
-    found = run("manual_optimization")
+@pytest.mark.parametrize(
+    "name", ["manual_optimization", "manual, clipped", "manual, stepped without the trainer"]
+)
+def test_gradients_are_averaged_in_manual_optimization(run, name):
+    found = run(name)
     assert found["difference"] == 0.0
     assert found["weights"] < ROUNDING  # an uneven last batch counts by its samples here too
 

@@ -534,6 +534,37 @@ def manual_optimization(folder: Path) -> dict:
     return {"difference": difference, "weights": distance(weights, one.lightning_module.state_dict())}
 
 
+for how in ("clipped", "stepped without the trainer"):
+
+    def manual_otherwise(folder: Path, *, how: str = how) -> dict:
+        """Programs clip between backward and step, or step by torch's own optimizer."""
+
+        class Manual(Net):
+            def __init__(self):
+                super().__init__(norms=False, optimizer=sgd)
+                self.automatic_optimization = False
+
+            def training_step(self, batch, batch_idx):
+                optimizer = self.optimizers(use_pl_optimizer=how == "clipped")
+                optimizer.zero_grad()
+                self.manual_backward(cross_entropy(self.head(self.backbone(batch[0])), batch[1]))
+                if how == "clipped":
+                    self.clip_gradients(optimizer, gradient_clip_val=0.01, gradient_clip_algorithm="value")
+                optimizer.step()
+
+        seed_everything(7, verbose=False)
+        trainer = trainer_of()
+        trainer.fit(Manual(), loader(23))
+        weights = copy.deepcopy(trainer.lightning_module.state_dict())
+        difference = difference_of_ranks(trainer)
+        seed_everything(7, verbose=False)
+        one = trainer_of(strategy="single_device", devices=1)
+        one.fit(Manual(), loader(23, batch_size=2 * dist.get_world_size()))
+        return {"difference": difference, "weights": distance(weights, one.lightning_module.state_dict())}
+
+    SCENARIOS[f"manual, {how}"] = manual_otherwise
+
+
 @scenario
 def different_weights_at_the_start(folder: Path) -> dict:
     module = Net()

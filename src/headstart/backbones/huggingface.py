@@ -276,7 +276,7 @@ def _image_preprocessing(values: Mapping[str, Any]) -> ImagePreprocessing:
         size=cropped,
         mean=tuple(values.get("image_mean") or IMAGENET_MEAN) if normalises else (0.0, 0.0, 0.0),
         std=tuple(values.get("image_std") or IMAGENET_STD) if normalises else (1.0, 1.0, 1.0),
-        interpolation=_RESAMPLING.get(values.get("resample"), "bilinear"),
+        interpolation=_RESAMPLING.get(values.get("resample", 2), "bilinear"),
         crop_fraction=min(values.get("crop_pct") or cropped / resized, 1.0),
     )
 

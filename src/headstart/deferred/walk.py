@@ -186,7 +186,7 @@ class Walk(ABC):
         for name, member in vars(value).items():
             member = getattr(member, "__func__", member)  # noqa: PLW2901 (of class methods and static methods)
             if isinstance(member, types.FunctionType) and _home(member) == _INTERCEPTORS:
-                member = member.__wrapped__  # type: ignore[attr-defined]  # noqa: PLW2901 (only while a loop runs)
+                member = getattr(member, "__wrapped__", member)  # noqa: PLW2901 (only while a loop runs)
             if isinstance(member, types.FunctionType):
                 if is_own or installed_version(_home(member)) is None:
                     self.fact("function", name)
