@@ -332,7 +332,7 @@ def test_ctrl_c_in_a_plan_keeps_its_best_weights(plan, solar_cells, fit_in_secon
     )
     process = fit_in_second_process(solar_cells, "--out", run, *options)
     wait_for(run / "checkpoints" / "best.ckpt", process)
-    time.sleep(0.5)  # some steps beyond it
+    time.sleep(0.5)  # most often some steps beyond it
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
@@ -344,8 +344,6 @@ def test_ctrl_c_in_a_plan_keeps_its_best_weights(plan, solar_cells, fit_in_secon
     best = read_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"]
     kept = load_artefact(run).state_dict()
     assert all(torch.equal(value, best[name]) for name, value in kept.items())
-    last = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
-    assert not all(torch.equal(value, last[name]) for name, value in kept.items())
 
 
 def test_sigterm_saves_the_state_and_says_how_to_go_on(
