@@ -198,6 +198,28 @@ def test_a_value_logged_twice_in_a_step_counts_twice_in_the_epoch_and_its_last_i
     assert after_fit(logging_steps(log))[0] == {"x": 1.5, "x_step": 2.0, "x_epoch": 1.5}
 
 
+def test_what_an_epochs_end_logs_under_the_name_of_its_steps_is_the_value(quiet_trainer):
+    class Logs(Steps):
+        def training_step(self, batch, batch_idx):
+            self.log("acc", batch.mean())
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_end(self):
+            self.log("acc", 100.0)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val", batch.mean())
+
+        def on_validation_epoch_end(self):
+            self.log("val", 50.0)
+
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(Logs(), numbers(), numbers())
+    assert trainer.callback_metrics == {"acc": 100.0, "val": 50.0}
+    assert trainer.logged_metrics == {"acc": 100.0, "val": 50.0}
+    assert trainer.validate(dataloaders=numbers()) == [{"val": 50.0}]
+
+
 def test_a_value_that_the_caller_goes_on_changing_stays_as_it_was_logged(after_fit):
     def log(self, batch, batch_idx):
         value = batch.mean()

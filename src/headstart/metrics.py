@@ -98,6 +98,7 @@ class Entry:
     weight: float = 0.0  # the number of samples (or values) in `total`
     fresh: bool = False  # logged since the last step was closed
     agreed: torch.Tensor | None = None  # the epoch's value over all processes, once they agreed
+    is_of_epoch: bool = False  # logged at an epoch's start or end, and not in its steps
 
     def key(self, kind: str) -> str:
         """The name with `_step` or `_epoch`; a loader's number stays at the end."""
@@ -169,6 +170,11 @@ class Results:
         What does not count (a step on samples of another process) is part of no epoch's value.
         """
         entry = self.entries.get(name)
+        if entry is not None and entry.metric is None and entry.is_of_epoch != (hook in _EPOCH_HOOKS):
+            self.keep_only(each for each in self.entries.values() if each is not entry)
+            entry = (
+                None  # what was logged last under a name is its value, and no part of a mean with the steps'
+            )
         if entry is None:
             entry = self._new_entry(
                 name, value, hook=hook, prog_bar=prog_bar, logger=logger, on_step=on_step, on_epoch=on_epoch,
@@ -249,6 +255,7 @@ class Results:
             logger,
             sync_dist,
             metric=value if is_metric(value) else None,
+            is_of_epoch=hook in _EPOCH_HOOKS,
         )
         self.entries[name] = entry
         if on_step:
@@ -358,6 +365,7 @@ class Results:
                 "on_step": entry.on_step, "on_epoch": entry.on_epoch, "reduction": entry.reduction,
                 "prog_bar": entry.prog_bar, "logger": entry.logger, "sync_dist": entry.sync_dist,
                 "value": entry.value, "total": entry.total, "weight": entry.weight, "fresh": entry.fresh,
+                "is_of_epoch": entry.is_of_epoch,
                 "metric": places[id(entry.metric)] if entry.metric is not None else None,
             }
             for entry in self.entries.values()
