@@ -1,5 +1,8 @@
 """Number formats: what a step computes in, and what the weights are kept in."""
 
+from collections import namedtuple
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -65,6 +68,30 @@ def test_a_format_sets_the_dtypes_of_inputs_outputs_and_weights(
     assert module.layer.weight.dtype is weights
     assert module.layer.weight.grad.dtype is weights
     assert module.dtype is weights
+
+
+@dataclass
+class Pair:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [namedtuple("Named", "x y"), Pair])
+def test_batches_of_any_kind_have_the_weights_format(quiet_trainer, kind):
+    class Sees(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def predict_step(self, batch, batch_idx):
+            return self.layer(batch.x), batch.y
+
+    def collate(samples):
+        return kind(torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples]))
+
+    loader = DataLoader([(torch.ones(2), 1)] * 3, batch_size=3, collate_fn=collate)
+    ((output, targets),) = quiet_trainer(precision="64-true").predict(Sees(), loader)
+    assert (output.dtype, targets.dtype) == (DOUBLE, torch.int64)
 
 
 def test_bf16_mixed_is_torch_s_autocast(quiet_trainer, two_classes):

@@ -229,12 +229,14 @@ class Logbook:
                 logger.log_metrics(numbers, step=step)
 
     def log_hyper_parameters(self) -> None:
-        """Give the module's and the data module's hyper-parameters to the loggers."""
+        """Give the module's and the data module's hyper-parameters to the loggers, and the module's graph."""
         trainer = self._trainer
         values: dict[str, Any] = {}
         for owner in (trainer.datamodule, trainer.lightning_module):
             if owner is not None and owner.__dict__.get("_hparams_for_logger"):
                 values |= dict(owner.hparams)
         for logger in trainer.loggers if trainer.is_global_zero else []:
-            logger.log_hyperparams(values)
+            if values:
+                logger.log_hyperparams(values)
+            logger.log_graph(trainer.lightning_module)
             logger.save()

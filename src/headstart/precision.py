@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -74,8 +75,14 @@ class Precision:
             return batch.to(self.weights_dtype) if batch.is_floating_point() else batch
         if isinstance(batch, dict):
             return {key: self.convert_batch(value) for key, value in batch.items()}
+        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+            return type(batch)(*map(self.convert_batch, batch))
         if type(batch) in {list, tuple}:
             return type(batch)(self.convert_batch(value) for value in batch)
+        if is_dataclass(batch) and not isinstance(batch, type):
+            return replace(
+                batch, **{each.name: self.convert_batch(getattr(batch, each.name)) for each in fields(batch)}
+            )
         return batch
 
     def forward_context(self) -> AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from headstart import LightningModule, Trainer, seed_everything
 from headstart.errors import MissingDependencyError
 from headstart.loggers import TensorBoardLogger
 
@@ -94,6 +95,46 @@ def test_the_graph_is_recorded_only_when_asked_for(tmp_path):
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     assert events.Tags()["graph"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_a_fit_records_the_graph_and_is_the_one_without(tmp_path):
+    class Net(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5), torch.nn.Linear(3, 1)
+            )
+            self.example_input_array = torch.ones(4, 2)
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, batch_idx):
+            return self(batch).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def run(logger):
+        seed_everything(1)
+        net = Net()
+        Trainer(
+            max_epochs=1, logger=logger, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(net, torch.utils.data.DataLoader(torch.randn(8, 2), batch_size=4))  # fmt: skip
+        return net.state_dict()
+
+    logger = TensorBoardLogger(tmp_path, log_graph=True)
+    weights, plain = run(logger), run(False)
+    assert all(torch.equal(value, plain[name]) for name, value in weights.items())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert events.Tags()["graph"]
+    assert "hp_metric" not in events.Tags()["scalars"]  # there are no hyper-parameters
 
 
 def test_without_tensorboard_the_error_names_the_install_command(tmp_path, monkeypatch):

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from headstart.errors import missing_dependency
 from headstart.loggers.logger import FileLogger, as_mapping, as_number, with_prefix
+from headstart.seed import isolated_random_state
+from headstart.transfer import move_to_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +28,7 @@ class TensorBoardLogger(FileLogger):
         save_dir: The directory above all experiments.
         name: The experiment; empty or `None` for no directory of its own.
         version: Which run of the experiment: a number, or a directory name; `None` takes the next number.
-        log_graph: Record the graph of a module that has an `example_input_array`.
+        log_graph: Record the graph of a module that has an `example_input_array`, as a fit begins.
         default_hp_metric: Give TensorBoard's table of hyper-parameters a metric `hp_metric` where there is no other.
         prefix: Put before each metric's name, with a dash between.
         sub_dir: A directory below the run's own; `None` for none.
@@ -132,8 +136,17 @@ class TensorBoardLogger(FileLogger):
         """
         if input_array is None:
             input_array = getattr(model, "example_input_array", None)
-        if self._log_graph and input_array is not None:
+        if not self._log_graph or input_array is None:
+            return
+        parameter = next(model.parameters(), None)
+        if parameter is not None:
+            input_array = move_to_device(input_array, parameter.device)
+        modes = [(each, each.training) for each in model.modules()]
+        model.eval()  # so that no statistic moves
+        with isolated_random_state(), torch.no_grad():
             self.experiment.add_graph(model, input_array)
+        for each, training in modes:
+            each.training = training
 
     def resume_from(self, step: int) -> None:
         """Hide the points after `step`: the run that goes on from a checkpoint logs them once more."""
