@@ -223,7 +223,7 @@ def test_hyper_parameters_can_be_changed_and_the_copy_does_not_follow():
     net = Net()
     before = net.hparams_initial
     net.hparams.lr = 0.7
-    assert (net.hparams["lr"], before["lr"]) == (0.7, 0.1)
+    assert (net.hparams["lr"], before["lr"], net.hparams_initial["lr"]) == (0.7, 0.1, 0.1)
 
 
 @pytest.mark.parametrize("logged", [True, False])

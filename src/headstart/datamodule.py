@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -59,6 +60,11 @@ class DataHooks:
     # ---- hyper-parameters
 
     @property
+    def hparams_initial(self) -> dict[str, Any]:
+        """The hyper-parameters as they were saved, whatever was changed in `hparams` since."""
+        return copy.deepcopy(self.__dict__.get("_hparams_initial", {}))
+
+    @property
     def hparams(self) -> HyperParameters:
         """What `save_hyperparameters` saved: a dictionary whose keys are also attributes."""
         if "_hparams" not in self.__dict__:
@@ -83,6 +89,7 @@ class DataHooks:
         """
         found = collect_hyper_parameters(self, args, ignore=ignore, frame=frame)
         self.hparams.update(found)
+        self.__dict__["_hparams_initial"] = copy.deepcopy(dict(self.hparams))
         self.__dict__["_hparams_for_logger"] = logger
         # A mapping passed whole (`save_hyperparameters(config)`) goes back into `__init__` whole.
         whole = len(args) == 1 and not isinstance(args[0], str)

@@ -234,9 +234,8 @@ class Logbook:
         values: dict[str, Any] = {}
         for owner in (trainer.datamodule, trainer.lightning_module):
             if owner is not None and owner.__dict__.get("_hparams_for_logger"):
-                values |= dict(owner.hparams)
+                values |= owner.hparams_initial
         for logger in trainer.loggers if trainer.is_global_zero else []:
-            if values:
-                logger.log_hyperparams(values)
+            logger.log_hyperparams(values)
             logger.log_graph(trainer.lightning_module)
             logger.save()

@@ -424,11 +424,6 @@ class LightningModule(DataHooks, nn.Module):
 
     # ---- saving and loading
 
-    @property
-    def hparams_initial(self) -> dict[str, Any]:
-        """A copy of the hyper-parameters."""
-        return dict(self.hparams)
-
     @classmethod
     def load_from_checkpoint(
         cls,

@@ -271,10 +271,13 @@ def parse(arguments: list[str]) -> Request:
 
 
 def write_options(options: FitOptions, run: str | Path) -> None:
-    """Write the options as `run.yaml`, which `--config` reads."""
+    """Write the options as `run.yaml`, which `--config` reads; whole, or not at all."""
     import yaml
 
-    (Path(run) / "run.yaml").write_text(yaml.safe_dump(asdict(options), sort_keys=False), encoding="utf-8")
+    from headstart.files import write_together
+
+    text = yaml.safe_dump(asdict(options), sort_keys=False)
+    write_together({Path(run) / "run.yaml": lambda path: path.write_text(text, encoding="utf-8")})
 
 
 def read_options(run: str | Path) -> dict[str, Any]:

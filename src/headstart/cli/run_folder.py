@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.cli.options import FitOptions, Request, write_options
 from headstart.errors import DataError, MisconfigurationError
-from headstart.files import explained
+from headstart.files import explained, write_together
 
 if TYPE_CHECKING:
     from headstart.plan import Plan
@@ -124,12 +124,18 @@ class RunFolder:
             shutil.rmtree(self.path)
         with explained(self.path):
             self.path.mkdir(parents=True)
-        write_options(options, self.path)
         if plan is not None and options.is_plan_a_file:
             plan.to_yaml(self.plan_file)
         found = {"report": data.report.to_dict(), "digests": digests(data)}
         text = json.dumps(found, indent=2, ensure_ascii=False)
-        (self.path / "data.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_together(
+            {
+                self.path / "data.json": lambda path: path.write_text(
+                    text, encoding="utf-8", errors="surrogateescape"
+                )
+            }
+        )
+        write_options(options, self.path)  # last: with it the folder is a run, which may go on
 
     def go_on(self, options: FitOptions, data: Any) -> None:
         """Check that the data is that of the run which goes on, and keep the options that may change.

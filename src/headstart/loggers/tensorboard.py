@@ -119,7 +119,7 @@ class TensorBoardLogger(FileLogger):
             **kwargs: Accepted; without effect.
         """
         super().log_hyperparams(params)
-        if metrics is None and self._default_hp_metric:
+        if metrics is None and self._default_hp_metric and as_mapping(params):
             metrics = {"hp_metric": -1}
         if metrics:
             self.log_metrics(metrics, step=0)
