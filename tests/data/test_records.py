@@ -696,6 +696,39 @@ def test_an_empty_test_part_is_noted_and_an_empty_validation_part_refused(empty,
         DatasetData(empty, val=texts, class_names=NAMES).prepare()
 
 
+STARS = ["1", "2", "3", "4", "5"]
+
+
+def test_a_whole_number_is_the_number_of_a_class_and_a_text_its_name_also_where_names_are_numbers():
+    rows = [(f"text {n}, {number}", number) for number in range(5) for n in range(10)]
+    saved = datasets.Dataset.from_dict({"text": [row[0] for row in rows], "label": [row[1] for row in rows]})
+    for data in (DatasetData(rows, class_names=STARS), HuggingFaceData(saved, class_names=STARS)):
+        assert data.class_names == STARS
+        for part in ("train", "val", "test"):
+            assert all(int(each.value[-1]) + 1 == int(each.label) for each in data.samples(part))
+    named = DatasetData([(text, str(number + 1)) for text, number in rows], class_names=STARS)
+    assert named.class_names == STARS
+    assert all(int(each.value[-1]) + 1 == int(each.label) for each in named.samples("train"))
+    with pytest.raises(DataError, match="a class that is none: '0'; there are 2: cat, dog"):
+        DatasetData([("a text", "0")] * 9, class_names=NAMES).prepare()
+    with pytest.raises(DataError, match="a class that is none: -1; there are 2: cat, dog"):
+        DatasetData([("a text", -1)] * 9, class_names=NAMES).prepare()
+
+
+def test_a_label_in_a_tar_file_that_is_a_name_and_the_number_of_another_is_refused(tmp_path):
+    rows = [(f"text {n}, {number}", number) for number in range(5) for n in range(10)]
+    write_shards(rows, tmp_path)
+    message = "the label '1' is kept as text, and is both the name of a class and the number of the class '2'"
+    for data in (
+        WebDatasetData(tmp_path, class_names=STARS),
+        DatasetData(lambda: iter(rows), class_names=STARS),
+    ):
+        with pytest.raises(DataError, match=message):
+            data.prepare()
+    same = WebDatasetData(tmp_path, class_names=["0", "1", "2", "3", "4"])
+    assert same.class_names == WebDatasetData(tmp_path).class_names == ["0", "1", "2", "3", "4"]
+
+
 def test_one_hot_labels_are_answered_with_what_is_expected():
     labels = [torch.tensor([0, 1]), np.array([1, 0]), torch.tensor([])]
     reasons = ["a Tensor of shape (2,)", "a ndarray of shape (2,)", "a Tensor of shape (0,)"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from headstart.data.columns import choose_label_column, choose_text_columns
 from headstart.data.record_data import Part, RecordData
-from headstart.data.records import PARTS, Records, files_by_part, label_as_text
+from headstart.data.records import PARTS, Records, files_by_part, name_or_number
 from headstart.errors import DataError, MisconfigurationError, missing_dependency
 
 _FILES = {".arrow": "arrow", ".parquet": "parquet"}
@@ -152,14 +152,14 @@ class Rows(Records):
         """Give the row: rows have no other name."""
         return self.place(number)
 
-    def label(self, number: int) -> str:
+    def label(self, number: int) -> str | int:
         """Give the class, by its name where the column knows names."""
         label = self._dataset[number][self._label_column]
         if self._names is not None:
             if label is None or not 0 <= label < len(self._names):
                 raise ValueError(f"no label: {label!r}")
             return str(self._names[label])
-        return label_as_text(label)
+        return name_or_number(label)
 
 
 def is_saved_dataset(path: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.record_data import Part, RecordData
-from headstart.data.records import Records, label_as_text
+from headstart.data.records import Records, name_or_number
 from headstart.data.shards import Shards
 from headstart.data.spool import write_shards
 from headstart.errors import DataError, MisconfigurationError
@@ -25,9 +25,10 @@ class DatasetData(RecordData):
     once and written into tar files (`write_shards`), from which samples are read by number. Memory holds one sample at a
     time.
 
-    An image is a PIL image or the content of an image file, and is turned upright (EXIF); a pair of texts is a tuple; a label is a name, or a number (into
-    `class_names` where they are given). Each sample is read once up front, in the thread that asks, as torch does; one that
-    raises is set aside. Samples must not be augmented: the model's preprocessing does that.
+    An image is a PIL image or the content of an image file, and is turned upright (EXIF); a pair of texts is a tuple; a label
+    is a name, or a whole number (into `class_names` where they are given; for a stream, which keeps labels as text, these names
+    should be no numbers). Each sample is read once up front, in the thread that asks, as torch does; one that raises is set
+    aside. Samples must not be augmented: the model's preprocessing does that.
 
     Args:
         train: The dataset to train on; without `val`, and without `test`, they are cut from it.
@@ -124,9 +125,9 @@ class _Items(Records):
         """Give the number: samples have no other name."""
         return self.place(number)
 
-    def label(self, number: int) -> str:
+    def label(self, number: int) -> str | int:
         """Give the class."""
-        return label_as_text(self._sample(number)[1])
+        return name_or_number(self._sample(number)[1])
 
     def _sample(self, number: int) -> Any:
         sample = self._dataset[number]

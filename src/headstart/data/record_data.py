@@ -128,7 +128,7 @@ class RecordData(ImageData):
                 try:
                     if reason is not None:
                         raise ValueError(reason)  # noqa: TRY301 (one way for both kinds of reason)
-                    label = self._name_of(part.records.label(number))
+                    label = self._name_of(number, part.records)
                 except ValueError as error:
                     unusable.append(SetAside(place, str(error)))
                     continue
@@ -137,13 +137,25 @@ class RecordData(ImageData):
         reading.set_aside += unusable
         return reading
 
-    def _name_of(self, label: str) -> str:
-        names = self._given_names
-        if names is None or label in names:
-            return label
-        if label.isdecimal() and int(label) < len(names):
-            return names[int(label)]
-        raise ValueError(f"a class that is none: {label!r}; there are {len(names)}: {', '.join(names[:5])}")
+    def _name_of(self, number: int, records: Records) -> str:
+        """Give the class of a sample by its name."""
+        label, names = records.label(number), self._given_names
+        if names is None:
+            return str(label)
+        may_be_number = isinstance(label, int) or (records.labels_are_text and label.isdecimal())
+        numbered = names[int(label)] if may_be_number and 0 <= int(label) < len(names) else None
+        named = label if isinstance(label, str) and label in names else None
+        if named and numbered and named != numbered:
+            raise DataError(
+                f"{records.place(number)}: the label {label!r} is kept as text, and is both the name of a class and the number of "
+                f"the class {numbered!r}. If labels are names, leave class_names out; if they are numbers, give names that are none."
+            )
+        found = named or numbered
+        if found is None:
+            raise ValueError(
+                f"a class that is none: {label!r}; there are {len(names)}: {', '.join(names[:5])}"
+            )
+        return found
 
     def _labelled_set(self, part: str, samples: list[Sample], targets: list[int]) -> Dataset[Any]:
         records, numbers = self._records_of(part), [sample.value for sample in samples]

@@ -60,10 +60,12 @@ class Records(ABC):
     Attributes:
         kind: What a sample is.
         may_be_read_by_threads: Whether several may call `read` at a time.
+        labels_are_text: Whether labels are kept as text, of which `"1"` may be a name as well as a number.
     """
 
     kind: Kind
     may_be_read_by_threads = True
+    labels_are_text = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -85,8 +87,8 @@ class Records(ABC):
         """Give what the split is drawn from."""
 
     @abstractmethod
-    def label(self, number: int) -> str:
-        """Give the class of a sample.
+    def label(self, number: int) -> str | int:
+        """Give the class of a sample: its name, or its number.
 
         Raises:
             ValueError: If it has none, in words without its place.
@@ -152,6 +154,19 @@ def label_as_text(label: Any) -> str:
         >>> label_as_text(3), label_as_text(" cat ")
         ('3', 'cat')
     """
+    return str(name_or_number(label))
+
+
+def name_or_number(label: Any) -> str | int:
+    """Give a label as the name of a class, or as its number where it is a whole number.
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> name_or_number(3.0), name_or_number("3"), name_or_number(True)
+        (3, '3', 'True')
+    """
     if hasattr(label, "item"):
         if math.prod(shape := getattr(label, "shape", ())) != 1:
             raise ValueError(
@@ -165,6 +180,8 @@ def label_as_text(label: Any) -> str:
         raise ValueError(f"no label: {label!r:.80}")
     if isinstance(label, float) and label.is_integer():
         label = int(label)
+    if isinstance(label, int) and not isinstance(label, bool):
+        return label
     text = str(label).strip()
     if not text:
         raise ValueError("no label: an empty one")

@@ -105,6 +105,7 @@ class Shards(Records):
 
     # Which files are open says nothing of the samples.
     fingerprint_excludes = ("_descriptor_of",)
+    labels_are_text = True
 
     def __init__(self, files: Sequence[Path], *, set_aside: list[SetAside]) -> None:
         self.files = list(files)
