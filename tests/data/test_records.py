@@ -696,6 +696,16 @@ def test_an_empty_test_part_is_noted_and_an_empty_validation_part_refused(empty,
         DatasetData(empty, val=texts, class_names=NAMES).prepare()
 
 
+def test_a_test_part_that_is_cut_in_place_of_an_unusable_one_is_of_train(tmp_path):
+    rows = [(f"text {n}", n % 2) for n in range(1000)]
+    data = DatasetData(rows, test=[(f"no label {n}", None) for n in range(10)]).prepare()
+    assert data.report.part_sizes == {"train": 700, "val": 150, "test": 150}
+    parts = [data.train_set, data.val_set, data.test_set]
+    assert sorted((text, target) for part in parts for text, target in part) == sorted(rows)
+    assert [each.value for each in data.samples("test")] == [text for text, _ in data.test_set]
+    assert all(place.startswith("train, ") for place in data.places("test"))
+
+
 STARS = ["1", "2", "3", "4", "5"]
 
 

@@ -137,6 +137,13 @@ class RecordData(ImageData):
         reading.set_aside += unusable
         return reading
 
+    def _split(self, reading: Reading) -> dict[str, list[Sample]]:
+        if (
+            reading.parts.get("test") == []
+        ):  # another one may be cut from train, whose records are then those of the test part
+            self._opened = [part for part in self._parts if part.name != "test"]
+        return super()._split(reading)
+
     def _name_of(self, number: int, records: Records) -> str:
         """Give the class of a sample by its name."""
         label, names = records.label(number), self._given_names
