@@ -8,7 +8,7 @@ import pytest
 
 from headstart.artefact import read_metadata
 from headstart.cli.main import main
-from headstart.data import ImageFolderData
+from headstart.data import ImageFolderData, write_shards
 
 pytestmark = pytest.mark.slow
 
@@ -71,3 +71,43 @@ def test_the_other_kind_of_data_is_an_error(cell_run, reviews, evaluate):
     code, out, err = evaluate(cell_run, reviews)
     assert (code, out) == (1, "")
     assert "judges images" in err
+
+
+@pytest.fixture
+def saved_reviews(tmp_path):
+    """A saved Hugging Face dataset whose columns with common names are not those that were trained on."""
+    datasets = pytest.importorskip("datasets")
+    rows = {
+        "text": ["I hate this boat", "I love this boat"],
+        "label": ["bad", "good"],
+        "what was said": ["I love this boat", "I hate this boat"],
+        "sentiment": ["good", "bad"],
+        "wrong": ["bad", "good"],
+    }
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize(
+    ("options", "accuracy"),
+    [
+        ((), 1.0),
+        (("--label_column", "wrong"), 0.0),
+        (("--text_column", "text"), 0.0),
+        (("--text_column", "text", "--label_column", "wrong"), 1.0),
+    ],
+)
+def test_columns_of_hugging_face_data_are_those_that_are_named_else_those_of_the_training_data(
+    text_run, saved_reviews, evaluate, options, accuracy
+):
+    code, out, _ = evaluate(text_run, saved_reviews, "--json", *options)
+    assert code == 0
+    assert json.loads(out)["accuracy"]["value"] == accuracy
+
+
+@pytest.mark.parametrize("option", ["--text_column", "--label_column"])
+def test_a_column_of_data_without_columns_is_refused(text_run, tmp_path, evaluate, option):
+    write_shards([("I love this boat", "good"), ("I hate this boat", "bad")], tmp_path / "shards")
+    code, out, err = evaluate(text_run, tmp_path / "shards", option, "nonsense")
+    assert (code, out) == (1, "")
+    assert f"{option} is 'nonsense', and {tmp_path / 'shards'} has no columns" in " ".join(err.split())

@@ -109,6 +109,16 @@ def test_an_option_of_the_other_kind_of_data_is_refused():
         FitOptions(data="d", out="o", label_column="y").refuse_options_of_the_other_kind("images")
 
 
+@pytest.mark.parametrize("kind", ["images", "text"])
+@pytest.mark.parametrize(
+    "named", [{"text_column": "x"}, {"text_column": "x", "text_pair_column": "y"}, {"label_column": "x"}]
+)
+def test_a_column_is_refused_where_the_data_has_none(named, kind):
+    name = next(iter(named))
+    with pytest.raises(MisconfigurationError, match=f"--{name} is 'x', and d has no columns"):
+        FitOptions(data="d", out="o", **named).refuse_options_of_the_other_kind(kind, has_columns=False)
+
+
 @pytest.mark.parametrize(("name", "value"), [("epochs", 7), ("lr", 0.5)])
 def test_what_the_phases_of_a_plan_file_say_is_not_said_beside_it(name, value):
     with pytest.raises(

@@ -768,12 +768,18 @@ def test_what_is_no_dataset_is_refused(tmp_path, monkeypatch):
         DatasetData([(torch.zeros(3, 4, 4), 1)] * 4).prepare()
     (tmp_path / "some_data.py").write_text(
         "def make():\n    return {'train': [('good', 1), ('bad', 0)] * 9, 'class_names': ['no', 'yes']}\n"
+        "def saved():\n    from datasets import Dataset\n"
+        "    rows = {'text': ['a'] * 18, 'label': [0, 1] * 9, 'words': ['b'] * 18, 'gold': ['x', 'y'] * 9}\n"
+        "    return Dataset.from_dict(rows)\n"
         "def wrong():\n    return {'training': []}\n"
         "def plain():\n    return [('good', 'yes'), ('bad', 'no')] * 9\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert open_data("some_data:make").class_names == ["no", "yes"]
+    named = open_data("some_data:saved", text_columns="words", label_column="gold")
+    assert named.class_names == ["x", "y"]
+    assert (named.text_columns, named.label_column) == (("words",), "gold")
     assert data_of("some_data:plain", batch_size=2).kind == "text"
     with pytest.raises(DataError, match="some_data:wrong gives the names training; expected train"):
         open_data("some_data:wrong")

@@ -15,7 +15,7 @@ from headstart.cli.arguments import device_settings
 from headstart.cli.curves import places_of
 from headstart.cli.inference import features_and_probabilities_of, scores_from, scores_of
 from headstart.cli.story import Judgement
-from headstart.data import TextTableData
+from headstart.data import HuggingFaceData, TextTableData
 from headstart.durations import spelled
 from headstart.words import counted
 
@@ -71,8 +71,10 @@ def found_in(data: ClassificationData) -> dict[str, Any]:
     if data.kind == "text":
         first = data.samples("train")[0].value
         found["texts_per_sample"] = 1 if isinstance(first, str) else len(first)
-    if isinstance(data, TextTableData):
-        found |= {"text_columns": list(data.text_columns), "label_column": data.label_column}
+    if isinstance(data, TextTableData | HuggingFaceData):
+        found["label_column"] = data.label_column
+        if data.text_columns:
+            found["text_columns"] = list(data.text_columns)
     return found
 
 

@@ -78,12 +78,21 @@ def _parser() -> argparse.ArgumentParser:
 def _open_data(
     options: argparse.Namespace, model: Classifier, trained_on: dict[str, Any]
 ) -> ClassificationData:
+    from headstart.cli.options import refuse_columns
     from headstart.data import ImageFolderData, TextTableData
     from headstart.data.opening import open_data
     from headstart.data.record_data import RecordData
     from headstart.tasks import ImageClassifier, TextClassifier
 
-    found = open_data(options.data, batch_size=options.batch_size, num_workers=options.num_workers)
+    named = [each for each in (options.text_column, options.text_pair_column) if each is not None]
+    columns: dict[str, Any] = {
+        "text_columns": named or trained_on.get("text_columns"),
+        "label_column": options.label_column or trained_on.get("label_column"),
+    }
+    loading: dict[str, Any] = {"batch_size": options.batch_size, "num_workers": options.num_workers}
+    found = open_data(options.data, **columns, **loading)
+    if not found.has_columns:
+        refuse_columns(options, source=options.data)
     if found.kind != model.kind:
         raise MisconfigurationError(
             f"The model in {options.run} judges {model.kind}, and {options.data} holds {found.kind}."
@@ -91,21 +100,15 @@ def _open_data(
     if isinstance(found, RecordData):
         found.evaluate_with(model.class_names).set_preprocessing(model.preprocessing)
         return found
-    settings: dict[str, Any] = {
-        "class_names": model.class_names,
-        "batch_size": options.batch_size,
-        "num_workers": options.num_workers,
-    }
+    settings = {"class_names": model.class_names, **loading}
     if isinstance(model, ImageClassifier):
         transform = model.preprocessing.eval_transform()
         return ImageFolderData.for_evaluation(options.data, eval_transform=transform, **settings)
     assert isinstance(model, TextClassifier)
-    named = [each for each in (options.text_column, options.text_pair_column) if each is not None]
     return TextTableData.for_evaluation(
         options.data,
         tokenize=model.preprocessing,
-        text_columns=named or trained_on.get("text_columns"),
-        label_column=options.label_column or trained_on.get("label_column"),
+        **columns,
         **settings,
     )
 

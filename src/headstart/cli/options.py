@@ -178,6 +178,8 @@ class FitOptions:
         Raises:
             MisconfigurationError: With the first such option.
         """
+        if has_columns is False:
+            refuse_columns(self, source=self.data)
         others = {
             "images": ("text_column", "text_pair_column", "label_column", "max_length"),
             "text": ("image_size", "augment", "views"),
@@ -203,6 +205,23 @@ class FitOptions:
         """The columns of texts that were named; `None` where they are to be found."""
         named = [each for each in (self.text_column, self.text_pair_column) if each is not None]
         return named or None
+
+
+def refuse_columns(options: Any, *, source: str) -> None:
+    """Refuse the names of columns, for data that has none.
+
+    Args:
+        options: Of a command, with the attributes `text_column`, `text_pair_column` and `label_column`.
+        source: The data.
+
+    Raises:
+        MisconfigurationError: With the first of them that was given.
+    """
+    for name in ("text_column", "text_pair_column", "label_column"):
+        if (value := getattr(options, name)) is not None:
+            raise MisconfigurationError(
+                f"--{name} is {value!r}, and {source} has no columns, as a table or a Hugging Face dataset has. Leave it out."
+            )
 
 
 #: Options that have a meaning with one plan alone.

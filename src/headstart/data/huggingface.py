@@ -44,6 +44,23 @@ class HuggingFaceData(RecordData):
         self._given = None if is_path else source
         self._wanted = (text_columns, label_column)
 
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The column of texts, or the two of pairs, as named or found; none where the samples are images."""
+        rows = self._first_rows
+        return rows.columns if rows.kind == "text" else ()
+
+    @property
+    def label_column(self) -> str:
+        """The column of labels, as named or found."""
+        return self._first_rows.label_column
+
+    @property
+    def _first_rows(self) -> Rows:
+        rows = self._parts[0].records
+        assert isinstance(rows, Rows)
+        return rows
+
     def _open(self) -> list[Part]:
         found = self._load() if self._given is None else self._given
         parts = dict(found) if isinstance(found, Mapping) else {"all": found}
@@ -124,7 +141,7 @@ class Rows(Records):
         self._name = name
         feature = dataset.features[label_column]
         self._names: list[str] | None = getattr(feature, "names", None)
-        self._label_column = label_column
+        self.label_column = label_column
         if is_images:  # as the bytes of a file, which are decoded under our own guards
             dataset = dataset.cast_column(columns[0], import_datasets().Image(decode=False))
         self._dataset = dataset.select_columns([*columns, label_column])
@@ -154,7 +171,7 @@ class Rows(Records):
 
     def label(self, number: int) -> str | int:
         """Give the class, by its name where the column knows names."""
-        label = self._dataset[number][self._label_column]
+        label = self._dataset[number][self.label_column]
         if self._names is not None:
             if label is None or not 0 <= label < len(self._names):
                 raise ValueError(f"no label: {label!r}")

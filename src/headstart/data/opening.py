@@ -88,4 +88,4 @@ def open_data(
         return WebDatasetData(source, **settings)
     from headstart.data.own import data_of
 
-    return data_of(str(source), **settings)
+    return data_of(str(source), **columns, **settings)

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,20 @@ class _Items(Records):
         return sample
 
 
-def data_of(name: str, **settings: Any) -> RecordData:
+def data_of(
+    name: str,
+    *,
+    text_columns: str | Sequence[str] | None = None,
+    label_column: str | None = None,
+    **settings: Any,
+) -> RecordData:
     """Give the data that a function gives: `package.module:function`.
 
     Args:
         name: The function; it is called without arguments, and gives a dataset, a dictionary of the arguments of `DatasetData`
             (`train`, `val`, `test`, `class_names`), or a dataset of the library `datasets`.
+        text_columns: Of such a dataset; see `HuggingFaceData`.
+        label_column: Of such a dataset.
         settings: See `RecordData`.
 
     Raises:
@@ -161,7 +169,7 @@ def data_of(name: str, **settings: Any) -> RecordData:
     if type(found).__module__.partition(".")[0] == "datasets":
         from headstart.data.huggingface import HuggingFaceData
 
-        return HuggingFaceData(found, **settings)
+        return HuggingFaceData(found, text_columns=text_columns, label_column=label_column, **settings)
     if not isinstance(found, Mapping):
         found = {"train": found}
     known = {"train", "val", "test", "class_names"}
