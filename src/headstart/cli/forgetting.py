@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from headstart.cli.options import FitOptions
+    from headstart.data import ClassificationData
+    from headstart.data.base import Kind
     from headstart.tasks import Classifier
 
 
@@ -38,29 +40,22 @@ def look(model: Classifier, options: FitOptions) -> Look:
         options: `forgetting` names the data, of the same kind as what is trained on.
 
     Raises:
-        DataError: If there is no such data, or a class has one training sample only.
+        DataError: If there is no such data, its columns are unclear, or a class has one training sample only.
         MisconfigurationError: If it is of the other kind.
     """
     from headstart.cli.compare import check_counts
-    from headstart.data.opening import open_data
-    from headstart.errors import MisconfigurationError
+    from headstart.data.columns import UnclearColumnError
+    from headstart.errors import DataError
     from headstart.seed import isolated_random_state
 
-    assert options.forgetting is not None
-    data = open_data(
-        options.forgetting,
-        batch_size=options.batch_size,
-        val_fraction=options.val_fraction,
-        test_fraction=0.0,
-        seed=options.seed,
-        num_workers=options.num_workers,
-    )
-    if data.kind != model.kind:
-        raise MisconfigurationError(
-            f"--forgetting {options.forgetting} holds {data.kind}, and the backbone {model.backbone.name!r} takes {model.kind}. "
-            "Give data of the same kind."
-        )
-    check_counts(data.prepare())
+    try:
+        data = _open(options, kind=model.kind, backbone=model.backbone.name)
+    except UnclearColumnError as error:
+        raise DataError(
+            f"--forgetting: {error} The names of columns count for {options.data} and for {options.forgetting}: rename columns "
+            "where the two differ."
+        ) from error
+    check_counts(data)
     data.set_preprocessing(model.preprocessing)
     with isolated_random_state():
         features, targets = auto.outputs_of(
@@ -69,6 +64,39 @@ def look(model: Classifier, options: FitOptions) -> Look:
     model.cpu()
     probe = fit_probe(features, targets, num_classes=len(data.class_names), seed=options.seed)
     return Look(probe, probe.is_right_out_of_fold(targets))
+
+
+def _open(options: FitOptions, *, kind: Kind, backbone: str) -> ClassificationData:
+    """Give the other data, prepared: read by the columns that were named where it has them, else by common names."""
+    from headstart.data.opening import open_data
+    from headstart.errors import MisconfigurationError
+
+    def opened(**columns: Any) -> ClassificationData:
+        assert options.forgetting is not None
+        return open_data(
+            options.forgetting,
+            **columns,
+            batch_size=options.batch_size,
+            val_fraction=options.val_fraction,
+            test_fraction=0.0,
+            seed=options.seed,
+            num_workers=options.num_workers,
+        )
+
+    data = opened()
+    texts, label = options.text_columns, options.label_column
+    if texts is not None or label is not None:
+        there = set(data.column_names)
+        data = opened(
+            text_columns=texts if there.issuperset(texts or []) else None,
+            label_column=label if label in there else None,
+        )
+    if data.kind != kind:
+        raise MisconfigurationError(
+            f"--forgetting {options.forgetting} holds {data.kind}, and the backbone {backbone!r} takes {kind}. "
+            "Give data of the same kind."
+        )
+    return data.prepare()
 
 
 def fact_of(before: Look, after: Look, options: FitOptions) -> tuple[str, str]:

@@ -102,6 +102,11 @@ class ClassificationData(LightningDataModule):
     #: Whether the source has columns, of which that of the labels can be named.
     has_columns = False
 
+    @property
+    def column_names(self) -> list[str]:
+        """The columns of the source; none where it has none."""
+        return []
+
     # ---- for each kind to say
 
     @property

@@ -16,6 +16,10 @@ _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "topic
            "stars", "y")  # fmt: skip
 
 
+class UnclearColumnError(DataError):
+    """No column was named, and none has a common name."""
+
+
 def choose_text_columns(
     columns: Sequence[str],
     wanted: str | Sequence[str] | None,
@@ -32,7 +36,8 @@ def choose_text_columns(
         source: The table, for the message.
 
     Raises:
-        DataError: If a named column is missing, or none can be chosen; the message lists the columns.
+        DataError: If a named column is missing; the message lists the columns.
+        UnclearColumnError: If none is named, and none can be chosen; so does its message.
         MisconfigurationError: If more than two are named.
 
     Example:
@@ -54,7 +59,7 @@ def choose_text_columns(
             return free[one], free[two]
     chosen = _by_name(free, _TEXTS) or (next(iter(free.values())) if len(free) == 1 else None)
     if chosen is None:
-        raise DataError(
+        raise UnclearColumnError(
             f"{source}: which column holds the texts? {_list(columns)} "
             "Name it with --text_column (twice for pairs; in Python: text_columns=[...])."
         )
@@ -77,7 +82,8 @@ def choose_label_column(
         source: The table, for the message.
 
     Raises:
-        DataError: If the named column is missing, or none can be chosen; the message lists the columns.
+        DataError: If the named column is missing; the message lists the columns.
+        UnclearColumnError: If none is named, and none can be chosen; so does its message.
 
     Example:
         >>> choose_label_column(["review", "sentiment"], None, source="reviews.csv")
@@ -96,7 +102,7 @@ def choose_label_column(
         rest = [name for name in free.values() if name not in known_text]
         chosen = rest[0] if known_text and len(rest) == 1 else None
     if chosen is None:
-        raise DataError(
+        raise UnclearColumnError(
             f"{source}: which column holds the labels? {_list(columns)} "
             "Name it with --label_column (in Python: label_column=...)."
         )

@@ -45,6 +45,12 @@ class HuggingFaceData(RecordData):
         self._wanted = (text_columns, label_column)
 
     @property
+    def column_names(self) -> list[str]:
+        """The columns of the dataset, of its first part where it has parts."""
+        found = self._load() if self._given is None else self._given
+        return list((next(iter(found.values())) if isinstance(found, Mapping) else found).features)
+
+    @property
     def text_columns(self) -> tuple[str, ...]:
         """The column of texts, or the two of pairs, as named or found; none where the samples are images."""
         rows = self._first_rows

@@ -191,6 +191,11 @@ class TextTableData(ClassificationData):
         self.tokenize = preprocessing
 
     @property
+    def column_names(self) -> list[str]:
+        """The columns of the table, which is read for them."""
+        return list(read_table(self.source).columns)
+
+    @property
     def text_columns(self) -> tuple[str, ...]:
         """The column of texts, or the two of pairs, as named or found."""
         return self._columns[0]
