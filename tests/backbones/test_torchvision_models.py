@@ -2,8 +2,11 @@ import pytest
 import torch
 from torchvision import models
 
+from headstart.artefact import load_artefact, save_artefact
 from headstart.backbones import load_backbone
 from headstart.backbones.torchvision_models import remove_head
+from headstart.export.whole import whole_network
+from headstart.tasks import ImageClassifier
 
 ONE_OF_EACH_FAMILY = [
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
@@ -36,3 +39,38 @@ def test_blocks_come_in_order_and_hold_every_parameter():
     assert names[-1] == "model.layer4.1"
     held = sum(p.numel() for _, block in backbone.blocks() for p in block.parameters())
     assert held == sum(p.numel() for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_what_was_built_with_the_default_weights_predicts_the_same_after_save_and_load(
+    name, tmp_path, monkeypatch
+):
+    downloaded = models.get_model(name, weights=None, init_weights=True).state_dict()
+    weights = models.get_model_weights(name)
+    monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: downloaded)
+    torch.manual_seed(0)
+    model = ImageClassifier(f"torchvision:{name}", class_names=["cat", "dog"])
+    photos = torch.rand(4, 3, 96, 96) * 4 - 2
+    with torch.no_grad():
+        for _ in range(20):
+            model(
+                photos
+            )  # norms learn what comes in, without which random layers let next to nothing through
+        model.eval()
+        save_artefact(tmp_path / "run", model, metrics={}, data_report={}, history={})
+        loaded = load_artefact(tmp_path / "run")
+        assert torch.equal(loaded(photos), model(photos))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_an_exported_network_transforms_its_input_as_the_default_weights_ask(name):
+    with torch.device("meta"):
+        network, _ = whole_network({"library": "torchvision", "model": name}, 2)
+    assert network.transform_input
+
+
+def test_a_vision_transformer_has_the_image_size_of_its_default_weights():
+    with torch.device("meta"):  # 2.5 GB otherwise
+        backbone = load_backbone("torchvision:vit_h_14", pretrained=False)
+        network, _ = whole_network(backbone.architecture, 2)
+    assert backbone.model.image_size == network.image_size == backbone.preprocessing.size == 518

@@ -15,6 +15,8 @@ from headstart.errors import MisconfigurationError, UnknownNameError, did_you_me
 # The attribute that ends in the classes, in one family or another: ResNet, VGG, ViT, Swin.
 _HEADS = ("fc", "classifier", "heads", "head")
 _SERVER = "https://download.pytorch.org"
+# They bring their input to another scale first, if told to. They also have a second, auxiliary head.
+_TRANSFORMING = frozenset({"googlenet", "inception_v3"})
 
 
 def load_torchvision(model_name: str, *, pretrained: bool = True, weights: str | None = None) -> Backbone:
@@ -39,16 +41,17 @@ def load_torchvision(model_name: str, *, pretrained: bool = True, weights: str |
             f"Known: {', '.join(known)}."
         )
     default = models.get_model_weights(model_name).DEFAULT
-    # These two have a second, auxiliary head, and then only with `init_weights` said no warning.
-    settings = {"init_weights": True} if model_name in {"googlenet", "inception_v3"} else {}
+    settings = settings_of(model_name)
     if pretrained and weights is None:
         try:
-            model = models.get_model(model_name, weights=default)
+            model = models.get_model(model_name, weights=default, **settings)
         except OSError as error:
             raise fetch_error(
                 f"torchvision:{model_name}", tried=default.url, reachable=can_connect(_SERVER), error=error
             ) from error
     else:
+        if model_name in _TRANSFORMING:
+            settings["init_weights"] = True  # silences a warning
         model = models.get_model(model_name, weights=None, **settings)
     head, width = remove_head(model)
     if weights is not None:
@@ -61,6 +64,26 @@ def load_torchvision(model_name: str, *, pretrained: bool = True, weights: str |
         preprocessing=_preprocessing(default.transforms()),
         architecture={"library": "torchvision", "model": model_name},
     )
+
+
+def settings_of(model_name: str) -> dict[str, Any]:
+    """Give the arguments with which torchvision builds a network without weights as it does with the default ones.
+
+    They change what the network computes, or its shapes, and are no part of its weights.
+
+    Args:
+        model_name: As for `load_torchvision`.
+
+    Example:
+        >>> settings_of("googlenet"), settings_of("vit_h_14"), settings_of("resnet18")
+        ({'transform_input': True}, {'image_size': 518}, {})
+    """
+    if model_name in _TRANSFORMING:
+        return {"transform_input": True}
+    if model_name.startswith("vit_"):
+        default = _import_models().get_model_weights(model_name).DEFAULT
+        return {"image_size": default.meta["min_size"][0]}
+    return {}
 
 
 def remove_head(model: nn.Module) -> tuple[str, int]:

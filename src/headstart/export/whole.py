@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headstart.backbones.torchvision_models import remove_head
+from headstart.backbones.torchvision_models import remove_head, settings_of
 from headstart.errors import MisconfigurationError
 from headstart.export.source import Source
 
@@ -61,7 +61,7 @@ def whole_network(architecture: Mapping[str, Any], num_classes: int) -> tuple[nn
     else:
         from torchvision import models
 
-        settings: dict[str, Any] = {"num_classes": num_classes}
+        settings = {"num_classes": num_classes, **settings_of(architecture["model"])}
         if architecture["model"] in {"googlenet", "inception_v3"}:  # without a head that only training uses
             settings |= {"aux_logits": False, "init_weights": False}
         network = models.get_model(architecture["model"], weights=None, **settings)
