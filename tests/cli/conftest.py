@@ -136,6 +136,16 @@ def text_run(reviews, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def pair_run(text_run, tmp_path_factory):
+    """A model of pairs that knows no names of columns, as of texts in tar files."""
+    from headstart.artefact import load_artefact, save_artefact
+
+    run = tmp_path_factory.mktemp("runs") / "pairs"
+    save_artefact(run, load_artefact(text_run), metrics={}, data_report={"texts_per_sample": 2}, history={})
+    return run
+
+
+@pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """The name of a small image network with random weights."""
     import timm

@@ -60,6 +60,49 @@ def test_texts_are_read_by_the_columns_of_the_training_data(text_run, tmp_path, 
     assert "No sample of class 'question'" in err
 
 
+def test_a_second_column_without_a_first_is_an_error(pair_run, tmp_path, evaluate):
+    (tmp_path / "pairs.csv").write_text("premise,hypothesis,label\nI love this,I hate this,bad\n")
+    code, out, err = evaluate(pair_run, tmp_path / "pairs.csv", "--text_pair_column", "hypothesis")
+    assert (code, out) == (1, "")
+    assert "--text_pair_column is 'hypothesis' and --text_column is missing: name both columns" in err
+
+
+def test_as_many_columns_must_be_named_as_the_model_takes_texts(text_run, pair_run, tmp_path, evaluate):
+    table = tmp_path / "pairs.csv"
+    table.write_text("one,two,label\nI love this,I hate this,bad\n")
+    code, out, err = evaluate(pair_run, table, "--text_column", "one")
+    assert (code, out) == (1, "")
+    assert "judges pairs of texts, and --text_column names one column" in " ".join(err.split())
+    both = ("--text_column", "one", "--text_pair_column", "two", "--label_column", "label")
+    code, out, err = evaluate(text_run, table, *both)
+    assert (code, out) == (1, "")
+    assert "judges single texts, and --text_column and --text_pair_column name two" in " ".join(err.split())
+    assert evaluate(pair_run, table, *both)[0] == 0
+
+
+def test_columns_that_are_found_by_their_names_must_be_as_many_as_the_model_takes(
+    pair_run, tmp_path, evaluate
+):
+    (tmp_path / "single.csv").write_text("text,label\nI love this,good\n")
+    code, out, err = evaluate(pair_run, tmp_path / "single.csv")
+    assert (code, out) == (1, "")
+    assert "judges pairs of texts, and the samples of" in " ".join(err.split())
+
+
+def test_columns_of_a_saved_hugging_face_dataset_are_read_by_the_names_that_are_given(
+    pair_run, tmp_path, evaluate
+):
+    datasets = pytest.importorskip("datasets")
+    rows = {"one": ["I love this", "no"], "two": ["I hate this", "yes"], "gold": ["bad", "good"]}
+    datasets.DatasetDict(
+        {"train": datasets.Dataset.from_dict(rows), "test": datasets.Dataset.from_dict(rows)}
+    ).save_to_disk(tmp_path / "pairs")
+    named = ("--text_column", "one", "--text_pair_column", "two", "--label_column", "gold")
+    code, out, err = evaluate(pair_run, tmp_path / "pairs", *named)
+    assert code == 0, err
+    assert "accuracy" in out
+
+
 def test_a_class_that_the_model_does_not_know_is_an_error(text_run, tmp_path, evaluate):
     (tmp_path / "new.csv").write_text("sentiment,what was said\nneutral,it is a boat\n")
     code, out, err = evaluate(text_run, tmp_path / "new.csv")

@@ -119,6 +119,43 @@ def test_a_table_without_the_column_is_named(text_run, tmp_path, predict):
     assert "what was said" in err
 
 
+def test_a_second_column_without_a_first_is_an_error(text_run, tmp_path, predict):
+    (tmp_path / "new.csv").write_text("what was said,extra\nI love this boat,x\n")
+    code, out, err = predict(text_run, tmp_path / "new.csv", "--text_pair_column", "extra")
+    assert (code, out) == (1, "")
+    assert "--text_pair_column is 'extra' and --text_column is missing: name both columns" in err
+
+
+def test_as_many_columns_must_be_named_as_the_model_takes_texts(text_run, pair_run, tmp_path, predict):
+    table = tmp_path / "new.csv"
+    table.write_text("one,two\nI love this boat,I hate this boat\n")
+    code, out, err = predict(pair_run, table, "--text_column", "one")
+    assert (code, out) == (1, "")
+    assert f"model in {pair_run} judges pairs of texts, and --text_column names one column" in " ".join(
+        err.split()
+    )
+    both = ("--text_column", "one", "--text_pair_column", "two")
+    code, out, err = predict(text_run, table, *both)
+    assert (code, out) == (1, "")
+    assert "judges single texts, and --text_column and --text_pair_column name two" in " ".join(err.split())
+    code, out, _ = predict(pair_run, table, *both, "--format", "csv")
+    assert (code, len(out.splitlines())) == (0, 2)
+
+
+def test_columns_that_are_found_by_their_names_must_be_as_many_as_the_model_takes(
+    pair_run, tmp_path, predict
+):
+    (tmp_path / "single.csv").write_text("text\nI love this boat\n")
+    (tmp_path / "lines.txt").write_text("I love this boat\n")
+    (tmp_path / "pairs.csv").write_text("premise,hypothesis\nI love this boat,I hate this boat\n")
+    code, out, err = predict(pair_run, *sorted(tmp_path.iterdir()), "--format", "json")
+    assert code == 1
+    assert [each["file"] for each in json.loads(out)] == [str(tmp_path / "pairs.csv")]
+    said = " ".join(err.split())
+    assert "lines.txt: this model judges pairs of texts" in said
+    assert "judges pairs of texts, and the samples of" in said
+
+
 def test_a_folder_that_is_no_artefact_is_an_error(tmp_path, predict):
     code, out, err = predict(tmp_path, "a.png")
     assert (code, out) == (1, "")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from headstart.errors import DataError, MisconfigurationError
 
 if TYPE_CHECKING:
     from headstart.cli.options import FitOptions
@@ -36,6 +39,64 @@ def add_device_arguments(parser: argparse.ArgumentParser, *, may_be_several: boo
 def device_settings(options: argparse.Namespace | FitOptions) -> dict[str, Any]:
     """Give on what is computed, as the keyword arguments of `Trainer`."""
     return {"accelerator": options.accelerator, "devices": options.devices, "precision": options.precision}
+
+
+def named_text_columns(options: argparse.Namespace, trained_on: Mapping[str, Any]) -> list[str] | None:
+    """Give the columns of texts that were named, for the model of a run; `None` where there are none.
+
+    Args:
+        options: With `run`, `text_column` and `text_pair_column`.
+        trained_on: What the model remembers of its training data.
+
+    Raises:
+        MisconfigurationError: If the second of two is named alone.
+        DataError: If the model takes another number of texts.
+    """
+    if options.text_pair_column is not None and options.text_column is None:
+        raise MisconfigurationError(
+            f"--text_pair_column is {options.text_pair_column!r} and --text_column is missing: name both columns."
+        )
+    named = [each for each in (options.text_column, options.text_pair_column) if each is not None]
+    if not named:
+        return None
+    received = (
+        "--text_column names one column"
+        if len(named) == 1
+        else "--text_column and --text_pair_column name two"
+    )
+    _refuse_other_texts(len(named), options.run, trained_on, received=received)
+    return named
+
+
+def refuse_other_texts(
+    text: str | tuple[str, ...], *, source: str, run: Path, trained_on: Mapping[str, Any]
+) -> None:
+    """Refuse pairs where a model judges single texts, and the other way round: it would answer to both.
+
+    Args:
+        text: One sample of the data.
+        source: The data, for the message.
+        run: Of the model.
+        trained_on: What the model remembers of its training data.
+
+    Raises:
+        DataError: If the model takes another number of texts.
+    """
+    num_texts = 1 if isinstance(text, str) else len(text)
+    kind = "single texts" if num_texts == 1 else "pairs"
+    _refuse_other_texts(num_texts, run, trained_on, received=f"the samples of {source} are {kind}")
+
+
+def _refuse_other_texts(num_texts: int, run: Path, trained_on: Mapping[str, Any], *, received: str) -> None:
+    if trained_on.get("texts_per_sample", num_texts) == num_texts:
+        return
+    if num_texts == 1:
+        takes = "pairs of texts"
+        what_to_do = "Give pairs; of a table, name both columns with --text_column and --text_pair_column."
+    else:
+        takes = "single texts"
+        what_to_do = "Give single texts; of a table, name their column with --text_column alone."
+    raise DataError(f"The model in {run} judges {takes}, and {received}. {what_to_do}")
 
 
 def meet(options: argparse.Namespace | FitOptions) -> Strategy:

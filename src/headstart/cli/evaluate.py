@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.cli.arguments import add_device_arguments, device_settings
+from headstart.cli.arguments import (
+    add_device_arguments,
+    device_settings,
+    named_text_columns,
+    refuse_other_texts,
+)
 from headstart.errors import MisconfigurationError
 from headstart.words import counted
 
@@ -38,10 +43,14 @@ def run(arguments: list[str]) -> int:
 
     metadata = read_metadata(options.run)
     model = load_artefact(options.run)
-    data = _open_data(options, model, metadata.get("data") or {})
+    trained_on = metadata.get("data") or {}
+    data = _open_data(options, model, trained_on)
     for line in data.prepare().report.lines():
         print(line, file=sys.stderr)
-    if warning := _seen_in_training(options.data, data, metadata.get("data") or {}):
+    if model.kind == "text":
+        first = data.samples("test")[0].value
+        refuse_other_texts(first, source=options.data, run=options.run, trained_on=trained_on)
+    if warning := _seen_in_training(options.data, data, trained_on):
         print(f"Careful: {warning}", file=sys.stderr)
 
     from headstart.cli import output
@@ -84,9 +93,8 @@ def _open_data(
     from headstart.data.record_data import RecordData
     from headstart.tasks import ImageClassifier, TextClassifier
 
-    named = [each for each in (options.text_column, options.text_pair_column) if each is not None]
     columns: dict[str, Any] = {
-        "text_columns": named or trained_on.get("text_columns"),
+        "text_columns": named_text_columns(options, trained_on) or trained_on.get("text_columns"),
         "label_column": options.label_column or trained_on.get("label_column"),
     }
     loading: dict[str, Any] = {"batch_size": options.batch_size, "num_workers": options.num_workers}

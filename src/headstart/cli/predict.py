@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.cli.arguments import add_device_arguments, device_settings
+from headstart.cli.arguments import (
+    add_device_arguments,
+    device_settings,
+    named_text_columns,
+    refuse_other_texts,
+)
 from headstart.errors import DataError
 
 if TYPE_CHECKING:
@@ -73,7 +78,7 @@ def run(arguments: list[str]) -> int:
         collate = None
     else:
         assert isinstance(model, TextClassifier)
-        dataset, samples, unreadable = _texts(options.files, _text_columns(options, metadata))
+        dataset, samples, unreadable = _texts(options, metadata.get("data") or {})
         collate = TextCollate(model.preprocessing, labelled=False)
     for line in unreadable:
         print(f"headstart predict: {line}", file=sys.stderr)
@@ -145,28 +150,26 @@ def _photos(files: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     return [(str(path), "") for path in readable], missing + [str(each) for each in set_aside]
 
 
-def _text_columns(options: argparse.Namespace, metadata: dict[str, Any]) -> list[str] | None:
-    if options.text_column is not None:
-        return [each for each in (options.text_column, options.text_pair_column) if each is not None]
-    return (metadata.get("data") or {}).get("text_columns")
-
-
 def _texts(
-    files: Sequence[str], columns: list[str] | None
+    options: argparse.Namespace, trained_on: dict[str, Any]
 ) -> tuple[TextRows, list[tuple[str, str]], list[str]]:
     """Give the texts, their places as (file, row), and a line for each file or row that cannot be read."""
     from headstart.data import TextRows, read_rows
 
+    columns = named_text_columns(options, trained_on) or trained_on.get("text_columns")
+    num_texts = trained_on.get("texts_per_sample", len(columns or [""]))
     texts: list[Any] = []
     places: list[tuple[str, str]] = []
     unreadable: list[str] = []
-    for file in files:
+    for file in options.files:
         set_aside: Iterable[SetAside]
         try:
             if Path(file).suffix.casefold() == ".txt":
-                rows, set_aside = _lines(file, num_columns=len(columns or [""]))
+                rows, set_aside = _lines(file, num_texts=num_texts)
             else:
                 rows, set_aside = read_rows(file, text_columns=columns)
+                for text in rows.texts[:1]:  # none where every row was set aside
+                    refuse_other_texts(text, source=file, run=options.run, trained_on=trained_on)
         except DataError as error:
             unreadable.append(str(error))
             continue
@@ -176,11 +179,11 @@ def _texts(
     return TextRows(texts), places, unreadable
 
 
-def _lines(file: str, *, num_columns: int) -> tuple[TextRows, list[SetAside]]:
+def _lines(file: str, *, num_texts: int) -> tuple[TextRows, list[SetAside]]:
     """Give the texts of a file with a text a line."""
     from headstart.data import SetAside, TextRows
 
-    if num_columns > 1:
+    if num_texts > 1:
         raise DataError(
             f"{file}: this model judges pairs of texts; give a table with two columns, CSV for example."
         )
