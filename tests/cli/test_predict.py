@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,26 @@ def test_a_folder_is_searched_for_photos(cell_run, solar_cells, predict):
     code, out, _ = predict(cell_run, solar_cells / "defective", "--format", "csv")
     assert code == 0
     assert len(out.splitlines()) == 1 + 20
+
+
+def test_in_a_folder_whatever_decodes_is_predicted_as_fit_trains_on_it(cell_run, photos, tmp_path, predict):
+    (tmp_path / "photo").write_bytes(Path(photos[0]).read_bytes())
+    (tmp_path / "labels.csv").write_text("file,label")
+    code, out, err = predict(cell_run, tmp_path, "--format", "json")
+    assert (code, err) == (0, "")
+    assert [each["file"] for each in json.loads(out)] == [str(tmp_path / "photo")]
+    (tmp_path / "broken.jpg").write_text("x")
+    code, out, err = predict(cell_run, tmp_path, "--format", "json")
+    assert (code, len(json.loads(out))) == (1, 1)
+    assert "broken.jpg: not an image" in err
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_a_folder_without_photos_is_an_error_in_every_format(cell_run, tmp_path, predict, form):
+    (tmp_path / "notes.txt").write_text("no photo")
+    code, out, err = predict(cell_run, tmp_path, "--format", form)
+    assert (code, out) == (1, "")
+    assert "There is nothing to predict in" in err
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_predicted(cell_run, photos, tmp_path, predict):

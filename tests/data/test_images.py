@@ -156,6 +156,19 @@ def test_open_images_answers_for_every_named_file_and_searches_folders(images):
     assert set_aside == [(str(images.root / "broken.jpg"), "not an image")]
 
 
+def test_open_images_takes_from_folders_what_decodes_and_answers_for_what_is_named_as_an_image(images):
+    plain, other, nameless = images.add("a", 3)
+    other = other.rename(other.with_suffix(".tga"))
+    Image.open(plain).save(other)
+    nameless = nameless.rename(nameless.with_suffix(""))
+    (images.root / "a" / "broken.jpg").write_text("x")
+    (images.root / "a" / "labels.csv").write_text("file,label")
+    (images.root / "a" / "empty").touch()
+    readable, set_aside = open_images([images.root / "a"])
+    assert readable == [plain, other, nameless]
+    assert set_aside == [(str(images.root / "a" / "broken.jpg"), "not an image")]
+
+
 def test_open_images_refuses_a_name_that_does_not_exist(tmp_path):
     with pytest.raises(DataError, match="no file or folder"):
         open_images([tmp_path / "missing.jpg"])

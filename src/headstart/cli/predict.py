@@ -82,12 +82,12 @@ def run(arguments: list[str]) -> int:
         collate = TextCollate(model.preprocessing, labelled=False)
     for line in unreadable:
         print(f"headstart predict: {line}", file=sys.stderr)
+    if not samples and not unreadable:
+        raise DataError(
+            f"There is nothing to predict in {', '.join(options.files)}: no photo and no text was found. Give photos or "
+            "folders of photos, or for a model of texts a table or a .txt file."
+        )
     if not samples and options.format == "table":
-        if not unreadable:
-            raise DataError(
-                f"There is nothing to predict in {', '.join(options.files)}: no photo and no text was found. Give photos or "
-                "folders of photos, or for a model of texts a table or a .txt file."
-            )
         return 1
     predictions = _predict(model, dataset, samples, collate, options) if samples else []
     try:

@@ -320,7 +320,8 @@ def truncated_is_an_error() -> Iterator[None]:
 def open_images(paths: Sequence[str | Path]) -> tuple[list[Path], list[SetAside]]:
     """Give the readable images among files and folders, and those that are not, with the reason.
 
-    Folders are searched for images, hidden files left out. Files that were named are all answered for.
+    Of a folder, every file that decodes is taken, as training does, hidden files left out; of the others in it, those are answered
+    for whose name says that they are images. Files that were named are all answered for.
 
     Args:
         paths: Files and folders.
@@ -332,17 +333,23 @@ def open_images(paths: Sequence[str | Path]) -> tuple[list[Path], list[SetAside]
         DataError: If there is no file or folder of a name.
     """
     found: list[Path] = []
+    is_meant_to_be_one: list[bool] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += [file for file in files_below(path)[0] if is_image_name(file)]
+            files = files_below(path)[0]
+            found += files
+            is_meant_to_be_one += map(is_image_name, files)
         elif path.exists():
             found.append(path)
+            is_meant_to_be_one.append(True)
         else:
             raise DataError(f"There is no file or folder {str(path)!r}.")
     reasons = check_images(found)
     readable = [path for path, reason in zip(found, reasons, strict=True) if reason is None]
     set_aside = [
-        SetAside(str(p), reason) for p, reason in zip(found, reasons, strict=True) if reason is not None
+        SetAside(str(path), reason)
+        for path, reason, is_meant in zip(found, reasons, is_meant_to_be_one, strict=True)
+        if reason is not None and is_meant
     ]
     return readable, set_aside
 
