@@ -403,6 +403,12 @@ def test_parts_of_a_dataset_are_kept_and_texts_found(tmp_path):
     assert targets.tolist() == [0, 1] * 5
     with pytest.raises(DataError, match="has the parts 'odd'; expected train"):
         HuggingFaceData(datasets.DatasetDict({"odd": whole})).prepare()
+    for name in ("train", "validation"):  # nothing is left out without a word
+        with pytest.raises(DataError, match=f"has the parts 'all', '{name}'; expected train, and perhaps"):
+            HuggingFaceData(datasets.DatasetDict({"all": whole, name: whole})).prepare()
+    two = datasets.DatasetDict({"train": whole, "validation": whole, "dev": whole})
+    with pytest.raises(DataError, match="a DatasetDict holds both 'validation' and 'dev': keep one of them"):
+        HuggingFaceData(two).prepare()
     with pytest.raises(DataError, match=r"has no column 'lable' \(--label_column\). Did you mean 'label'"):
         HuggingFaceData(whole, label_column="lable").prepare()
 

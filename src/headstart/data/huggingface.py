@@ -70,9 +70,14 @@ class HuggingFaceData(RecordData):
     def _open(self) -> list[Part]:
         found = self._load() if self._given is None else self._given
         parts = dict(found) if isinstance(found, Mapping) else {"all": found}
-        named = {PARTS.get(str(name).casefold(), str(name)): each for name, each in parts.items()}
-        unknown = sorted(set(named) - {"train", "val", "test", "all"})
-        if unknown or not {"train", "all"} & set(named):
+        name_of: dict[str, str] = {}
+        for name in map(str, parts):
+            part = PARTS.get(name.casefold(), name)
+            if part in name_of:
+                raise DataError(f"{self.source} holds both {name_of[part]!r} and {name!r}: keep one of them.")
+            name_of[part] = name
+        named = dict(zip(name_of, parts.values(), strict=True))
+        if set(named) != {"all"} and ("train" not in named or set(named) - {"train", "val", "test"}):
             raise DataError(
                 f"{self.source} has the parts {', '.join(map(repr, parts))}; expected train, and perhaps validation and test. Give "
                 "one of them by itself, or rename them."
