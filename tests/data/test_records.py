@@ -321,8 +321,12 @@ def test_a_trained_model_is_tested_on_the_test_part_alone(tmp_path):
     assert sorted(seen(data.test_dataloader())) == sorted(
         (to_tensor(picture(n)).numpy().tobytes(), 1 - n % 2) for n in range(20, 26)
     )
+    assert data.report.notes == ["There is no test part: the val part is evaluated."]
     with pytest.raises(DataError, match="classes that the model does not have"):
         WebDatasetData(tmp_path).evaluate_with(["1", "2"]).prepare()
+    write_tar(tmp_path / "test-0.tar", samples(range(26, 30)))
+    tested = WebDatasetData(tmp_path).evaluate_with(["1", "0"])
+    assert (tested.report.part_sizes, tested.report.notes) == ({"test": 4}, [])
 
 
 def test_a_report_shows_samples_of_tar_files(shards):

@@ -77,6 +77,8 @@ class RecordData(ImageData):
     def evaluate_with(self, class_names: Sequence[str]) -> Self:
         """Give this data as one test part, with the classes of a trained model; where it is split, its test part alone.
 
+        Without a test part, the last part that there is is taken, and the report says so.
+
         Args:
             class_names: The model's classes, in its order.
         """
@@ -113,11 +115,12 @@ class RecordData(ImageData):
         return self._opened
 
     def _read(self, *, for_evaluation: bool) -> Reading:
-        parts = self._parts
+        parts, reading = self._parts, Reading({})
         if for_evaluation:
-            chosen = [part for part in parts if part.name in {"test", "all"}] or parts[-1:]
-            parts = self._opened = [Part("all", part.records) for part in chosen[:1]]
-        reading = Reading({}, set_aside=[])
+            chosen = next((part for part in parts if part.name in {"test", "all"}), parts[-1])
+            if chosen.name not in {"test", "all"}:
+                reading.notes.append(f"There is no test part: the {chosen.name} part is evaluated.")
+            parts = self._opened = [Part("all", chosen.records)]
         unusable = list(self._found_early)
         num_read = len(unusable)
         for part in parts:
