@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 
 import pytest
 
 from headstart.cli import lr_find
 from headstart.cli.main import main
+from headstart.cli.options import parse
 from headstart.errors import MisconfigurationError, UnknownNameError
 
 pytestmark = pytest.mark.slow
@@ -28,6 +31,20 @@ def test_the_phase_of_a_plan_is_tested_on_the_data(solar_cells, tmp_path, capsys
     assert "40 samples in 2 classes" in errors
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(tmp_path.iterdir()) == [plot]  # nothing else is written
+
+
+def test_the_command_at_the_end_is_of_the_training_that_was_tested(reviews, capsys):
+    given = (
+        "--plan", "linear_probe", "--text_column", "what was said", "--label_column", "sentiment", "--batch_size", "4",
+        "--max_length", "16", "--class_weights", "none", "--seed", "3", "--report", "false",
+    )  # fmt: skip
+    assert main(["lr-find", str(reviews), *given, "--num_training", "40", "--min_lr", "1e-5"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    command = shlex.split(last.removeprefix("Use it: "))
+    assert command[:2] == ["headstart", "fit"]
+    options = parse(command[2:]).options
+    assert options.lr is not None
+    assert replace(options, lr=None) == parse([str(reviews), "--out", "run", *given]).options
 
 
 def test_with_auto_the_head_is_fitted_first_and_the_result_is_json(solar_cells, capsys):

@@ -35,8 +35,6 @@ error. A backbone that cannot be used is named at the end; the exit code is 1 on
 
 # Two accuracies differ if chance alone would give such a difference less often than this.
 _LEVEL = 0.05
-# What stands in the command for `headstart fit` anyway.
-_NAMED_ANYWAY = frozenset({"data", "out", "backbone"})
 
 
 @dataclass(kw_only=True)
@@ -114,15 +112,15 @@ def run(arguments: list[str]) -> int:
     compared = _compare(request, options, data, failed)
     ranked = _ranked([each for each in compared if each.probe is not None])
     cut = [each for each in compared if each.probe is None]
+    command = output.fit_command(replace(options, backbone=ranked[0].name)) if ranked else None
     is_json_shown = request.json == "-"
     if ranked:
         output.show(_table([*ranked, *cut]), errors=is_json_shown)
-        for line in [*_notes(ranked, cut), f"Fit with it: {_command(options, ranked[0].name)}"]:
+        for line in [*_notes(ranked, cut), f"Fit with it: {command}"]:
             print(line, file=sys.stderr if is_json_shown else sys.stdout)
     for name, reason in failed.items():
         print(f"Not compared: {name}: {reason}", file=sys.stderr)
     if request.json is not None:
-        command = _command(options, ranked[0].name) if ranked else None
         _write_json(request.json, _to_dict(data, ranked, cut, failed, command))
     return 0 if ranked else 1
 
@@ -219,21 +217,6 @@ def _fit_options(request: argparse.Namespace) -> FitOptions:
     known = {each.name for each in fields(FitOptions)}
     given = {name: value for name, value in vars(request).items() if name in known}
     return FitOptions(**{**given, "backbone": None, "out": "run"})
-
-
-def _command(options: FitOptions, backbone: str) -> str:
-    """Give the command that fits with a backbone, on the same data."""
-    from headstart.cli.output import command_line
-
-    changed = [
-        (f"--{each.name}", str(getattr(options, each.name)))
-        for each in fields(options)
-        if each.name not in _NAMED_ANYWAY and getattr(options, each.name) != each.default
-    ]
-    words = [word for pair in changed for word in pair]
-    return command_line(
-        "headstart", "fit", options.data, "--out", options.out, "--backbone", backbone, *words
-    )
 
 
 # ---- measuring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,8 +169,7 @@ def _print(
     if options.is_plan_a_file:
         print(f"Use it: lr: {rate} in phase {curve.phase!r} of {options.plan}")
     elif curve.phase == plan.phases[-1].name:
-        words = ["fit", options.data, "--out", options.out, "--plan", options.plan, "--lr", rate]
-        print(f"Use it: {output.command_line('headstart', *words)}")
+        print(f"Use it: {output.fit_command(replace(options, lr=float(rate)))}")
 
 
 def _print_json(curve: LRCurve, suggestions: dict[str, float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Column
 
     from headstart.choice import Choice
+    from headstart.cli.options import FitOptions
     from headstart.cli.phases import TrainedPhase
     from headstart.deferred import Report
 
@@ -220,3 +221,20 @@ def command_line(*words: str) -> str:
         "headstart predict 'my run'"
     """
     return shlex.join(words)
+
+
+def fit_command(options: FitOptions) -> str:
+    """Give the command for a fit with these options; those that are as they are without a word are left out.
+
+    Example:
+        >>> from headstart.cli.options import FitOptions
+        >>> fit_command(FitOptions(data="my photos", out="run", plan="linear_probe", lr=0.01))
+        "headstart fit 'my photos' --out run --plan linear_probe --lr 0.01"
+    """
+    changed = [
+        (f"--{each.name}", str(getattr(options, each.name)))
+        for each in fields(options)
+        if each.name not in {"data", "out"} and getattr(options, each.name) != each.default
+    ]
+    words = [word for pair in changed for word in pair]
+    return command_line("headstart", "fit", options.data, "--out", options.out, *words)
