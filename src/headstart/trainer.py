@@ -984,6 +984,7 @@ class Trainer:
             taken = self.precision_plugin.step(optimizer, lambda: optimizer.step(**kwargs))
         else:
             taken = optimizer.step(closure, **kwargs)
+        self._are_averaged = False  # the next ones may come without `manual_backward`
         self.progress.global_step += 1
         self.hooks.current = "training_step"
         return loss if taken is None else taken

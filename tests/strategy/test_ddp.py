@@ -104,10 +104,10 @@ def test_a_step_of_several_processes_is_that_of_one_with_their_batches_together(
 
 
 @pytest.mark.parametrize(
-    "name", ["manual_optimization", "manual, clipped", "manual, stepped without the trainer"]
+    "how", ["stepped", "clipped", "stepped without the trainer", "with and without manual_backward"]
 )
-def test_gradients_are_averaged_in_manual_optimization(run, name):
-    found = run(name)
+def test_gradients_are_averaged_in_manual_optimization(run, how):
+    found = run(f"manual optimization: {how}")
     assert found["difference"] == 0.0
     assert found["weights"] < ROUNDING  # an uneven last batch counts by its samples here too
 

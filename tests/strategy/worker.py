@@ -510,59 +510,39 @@ def one_stops_all(folder: Path) -> dict:
 # ---- gradients that are averaged otherwise
 
 
-@scenario
-def manual_optimization(folder: Path) -> dict:
-    class Manual(Net):
-        def __init__(self):
-            super().__init__(norms=False, optimizer=sgd)
-            self.automatic_optimization = False
+for how in ("stepped", "clipped", "stepped without the trainer", "with and without manual_backward"):
 
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(cross_entropy(self.head(self.backbone(batch[0])), batch[1]))
-            optimizer.step()
-
-    seed_everything(7, verbose=False)
-    trainer = trainer_of()
-    trainer.fit(Manual(), loader(23))
-    weights = copy.deepcopy(trainer.lightning_module.state_dict())
-    difference = difference_of_ranks(trainer)
-    seed_everything(7, verbose=False)
-    one = trainer_of(strategy="single_device", devices=1)
-    one.fit(Manual(), loader(23, batch_size=2 * dist.get_world_size()))
-    return {"difference": difference, "weights": distance(weights, one.lightning_module.state_dict())}
-
-
-for how in ("clipped", "stepped without the trainer"):
-
-    def manual_otherwise(folder: Path, *, how: str = how) -> dict:
-        """Programs clip between backward and step, or step by torch's own optimizer."""
-
+    def manual_optimization(folder: Path, *, how: str = how) -> dict:
         class Manual(Net):
             def __init__(self):
                 super().__init__(norms=False, optimizer=sgd)
                 self.automatic_optimization = False
 
             def training_step(self, batch, batch_idx):
-                optimizer = self.optimizers(use_pl_optimizer=how == "clipped")
+                optimizer = self.optimizers(use_pl_optimizer=how != "stepped without the trainer")
                 optimizer.zero_grad()
-                self.manual_backward(cross_entropy(self.head(self.backbone(batch[0])), batch[1]))
+                loss = cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+                if how == "with and without manual_backward" and batch_idx % 2:
+                    loss.backward()
+                else:
+                    self.manual_backward(loss)
                 if how == "clipped":
                     self.clip_gradients(optimizer, gradient_clip_val=0.01, gradient_clip_algorithm="value")
                 optimizer.step()
 
+        # Uneven where that is counted by samples: in manual_backward.
+        count = 24 if how == "with and without manual_backward" else 23
         seed_everything(7, verbose=False)
         trainer = trainer_of()
-        trainer.fit(Manual(), loader(23))
+        trainer.fit(Manual(), loader(count))
         weights = copy.deepcopy(trainer.lightning_module.state_dict())
         difference = difference_of_ranks(trainer)
         seed_everything(7, verbose=False)
         one = trainer_of(strategy="single_device", devices=1)
-        one.fit(Manual(), loader(23, batch_size=2 * dist.get_world_size()))
+        one.fit(Manual(), loader(count, batch_size=2 * dist.get_world_size()))
         return {"difference": difference, "weights": distance(weights, one.lightning_module.state_dict())}
 
-    SCENARIOS[f"manual, {how}"] = manual_otherwise
+    SCENARIOS[f"manual optimization: {how}"] = manual_optimization
 
 
 @scenario
