@@ -222,9 +222,8 @@ class FewValidations(Callback):
         """Say to the trainer what is due next, when so many batches of the epoch are over."""
         total, interval = trainer.num_training_batches, 1.0
         if self.every < 1 and 1 < total < math.inf:
-            half = math.ceil(
-                total / 2
-            )  # a val_check_interval of 0.5 is after batches 2 and 4 of 5, and not after the last
+            # A val_check_interval of 0.5 is after batches 2 and 4 of 5, and not after the last.
+            half = math.ceil(total / 2)
             interval = half if num_batches <= half else 1.0
         trainer.val_check_interval = interval
         is_last = trainer.current_epoch + 1 == self.epochs

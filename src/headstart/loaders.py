@@ -81,9 +81,8 @@ def without_shuffling(loader: Any) -> Any:
     """Give a loader that yields the same batches in every epoch: for `overfit_batches`."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader
-    if loader.batch_size is None or isinstance(
-        loader.sampler, SequentialSampler
-    ):  # or it has batches of its own
+    # One without a batch size has batches of its own.
+    if loader.batch_size is None or isinstance(loader.sampler, SequentialSampler):
         return loader
     what = (
         "shuffles"

@@ -15,8 +15,8 @@ from headstart.errors import MisconfigurationError, UnknownNameError, did_you_me
 # The attribute that ends in the classes, in one family or another: ResNet, VGG, ViT, Swin.
 _HEADS = ("fc", "classifier", "heads", "head")
 _SERVER = "https://download.pytorch.org"
-# They bring their input to another scale first, if told to. They also have a second, auxiliary head.
-_TRANSFORMING = frozenset({"googlenet", "inception_v3"})
+#: Networks with a second head, for training; they also bring their input to another scale first, if told to.
+WITH_AUXILIARY_HEAD = frozenset({"googlenet", "inception_v3"})
 
 
 def load_torchvision(model_name: str, *, pretrained: bool = True, weights: str | None = None) -> Backbone:
@@ -50,7 +50,7 @@ def load_torchvision(model_name: str, *, pretrained: bool = True, weights: str |
                 f"torchvision:{model_name}", tried=default.url, reachable=can_connect(_SERVER), error=error
             ) from error
     else:
-        if model_name in _TRANSFORMING:
+        if model_name in WITH_AUXILIARY_HEAD:
             settings["init_weights"] = True  # silences a warning
         model = models.get_model(model_name, weights=None, **settings)
     head, width = remove_head(model)
@@ -78,7 +78,7 @@ def settings_of(model_name: str) -> dict[str, Any]:
         >>> settings_of("googlenet"), settings_of("vit_h_14"), settings_of("resnet18")
         ({'transform_input': True}, {'image_size': 518}, {})
     """
-    if model_name in _TRANSFORMING:
+    if model_name in WITH_AUXILIARY_HEAD:
         return {"transform_input": True}
     if model_name.startswith("vit_"):
         default = _import_models().get_model_weights(model_name).DEFAULT

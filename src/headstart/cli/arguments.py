@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.errors import DataError, MisconfigurationError
+from headstart.errors import DataError
 
 if TYPE_CHECKING:
     from headstart.cli.options import FitOptions
@@ -52,12 +52,10 @@ def named_text_columns(options: argparse.Namespace, trained_on: Mapping[str, Any
         MisconfigurationError: If the second of two is named alone.
         DataError: If the model takes another number of texts.
     """
-    if options.text_pair_column is not None and options.text_column is None:
-        raise MisconfigurationError(
-            f"--text_pair_column is {options.text_pair_column!r} and --text_column is missing: name both columns."
-        )
-    named = [each for each in (options.text_column, options.text_pair_column) if each is not None]
-    if not named:
+    from headstart.cli.options import columns_of_texts
+
+    named = columns_of_texts(options)
+    if named is None:
         return None
     received = (
         "--text_column names one column"

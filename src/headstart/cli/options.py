@@ -137,10 +137,7 @@ class FitOptions:
             from headstart.cli.curves import read_names
 
             read_names(self.logger)
-        if self.text_pair_column is not None and self.text_column is None:
-            raise MisconfigurationError(
-                f"--text_pair_column is {self.text_pair_column!r} and --text_column is missing: name both columns."
-            )
+        columns_of_texts(self)
 
     def _refuse_options_of_other_plans(self) -> None:
         """Refuse options that would have no effect with this plan, and plans that are none."""
@@ -203,8 +200,24 @@ class FitOptions:
     @property
     def text_columns(self) -> list[str] | None:
         """The columns of texts that were named; `None` where they are to be found."""
-        named = [each for each in (self.text_column, self.text_pair_column) if each is not None]
-        return named or None
+        return columns_of_texts(self)
+
+
+def columns_of_texts(options: Any) -> list[str] | None:
+    """Give the columns of texts that were named; `None` where they are to be found.
+
+    Args:
+        options: Of a command, with the attributes `text_column` and `text_pair_column`.
+
+    Raises:
+        MisconfigurationError: If the second of two is named alone.
+    """
+    if options.text_pair_column is not None and options.text_column is None:
+        raise MisconfigurationError(
+            f"--text_pair_column is {options.text_pair_column!r} and --text_column is missing: name both columns."
+        )
+    named = [each for each in (options.text_column, options.text_pair_column) if each is not None]
+    return named or None
 
 
 def refuse_columns(options: Any, *, source: str) -> None:

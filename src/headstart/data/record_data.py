@@ -141,9 +141,8 @@ class RecordData(ImageData):
         return reading
 
     def _split(self, reading: Reading) -> dict[str, list[Sample]]:
-        if (
-            reading.parts.get("test") == []
-        ):  # another one may be cut from train, whose records are then those of the test part
+        # Another one may be cut from train, whose records are then those of the test part.
+        if reading.parts.get("test") == []:
             self._opened = [part for part in self._parts if part.name != "test"]
         return super()._split(reading)
 

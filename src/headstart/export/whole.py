@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headstart.backbones.torchvision_models import remove_head, settings_of
+from headstart.backbones.torchvision_models import WITH_AUXILIARY_HEAD, remove_head, settings_of
 from headstart.errors import MisconfigurationError
 from headstart.export.source import Source
 
@@ -62,7 +62,7 @@ def whole_network(architecture: Mapping[str, Any], num_classes: int) -> tuple[nn
         from torchvision import models
 
         settings = {"num_classes": num_classes, **settings_of(architecture["model"])}
-        if architecture["model"] in {"googlenet", "inception_v3"}:  # without a head that only training uses
+        if architecture["model"] in WITH_AUXILIARY_HEAD:  # without a head that only training uses
             settings |= {"aux_logits": False, "init_weights": False}
         network = models.get_model(architecture["model"], weights=None, **settings)
         head = remove_head(copy.deepcopy(network))[0].removesuffix(".")
